@@ -1,4 +1,4 @@
-"""The pipeline: a recipe becomes a graph of stages; each runs once per key, under a lock, and is renamed into place whole."""
+"""The pipeline: every stage of a plan runs once per key, under a lock, and is renamed into place whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -30,8 +30,9 @@ from edgeft.artifact import (
     write_manifest,
 )
 from edgeft.errors import DataError, RecipeError
+from edgeft.plan import Node, plan
 from edgeft.progress import Reporter, format_seconds
-from edgeft.recipe import BenchSettings, Recipe, Settings, TaskSettings
+from edgeft.recipe import Recipe
 
 StageFunction = Callable[[Any, dict[str, Artifact], Path, Reporter], dict[str, Any]]
 
@@ -64,107 +65,6 @@ STAGES: dict[str, Stage] = {
     "report": Stage("report", 1, "edgeft.stages.report"),
 }
 RUNTIMES = ("torch", "transformers", "peft", "bitsandbytes", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
-
-
-class ExportNode(Settings):
-    """One package: what `stages/export.py` writes."""
-
-    format: str
-    quant: str
-    max_kl: float
-
-
-class ProbeNode(Settings):
-    """What `stages/probe.py` computes."""
-
-    rows: int
-    max_tokens: int
-
-
-class BenchNode(Settings):
-    """What `stages/bench.py` measures on one package."""
-
-    bench: BenchSettings
-    task: TaskSettings
-    few_shot: int = 0
-
-
-class BaselineNode(Settings):
-    """What `stages/baseline.py` fits."""
-
-    task: TaskSettings
-
-
-class ReportNode(Settings):
-    """What `stages/report.py` shows."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Node:
-    """One stage of one run: its settings and the nodes it reads, by the name the stage knows them by."""
-
-    name: str
-    stage: str
-    config: Settings
-    inputs: dict[str, str] = field(default_factory=dict)
-    sources: dict[str, Path] = field(default_factory=dict)  # files outside runs/ that settings name
-
-
-def plan(recipe: Recipe) -> dict[str, Node]:
-    """All nodes of a recipe, in an order in which every input comes first."""
-    nodes: dict[str, Node] = {}
-
-    def add(name: str, stage: str, config: Settings, sources: dict[str, Path] | None = None, **inputs: str) -> str:
-        nodes[name] = Node(name, stage, config, inputs, sources or {})
-        return name
-
-    def package(model_name: str, model: str, fmt: str, quant: str) -> str:
-        full = "f16" if fmt == "gguf" else "fp32"
-        inputs = {"model": model, "probe": f"probe-{model_name}"}
-        if quant != full:
-            inputs["full"] = f"{model_name}-{fmt}-{full}"
-            if inputs["full"] not in nodes:
-                package(model_name, model, fmt, full)
-        config = ExportNode(format=fmt, quant=quant, max_kl=recipe.export.max_kl[quant])  # type: ignore[index]
-        return add(f"{model_name}-{fmt}-{quant}", "export", config, **inputs)
-
-    base_sources = {"model": Path(recipe.base.model)} if Path(recipe.base.model).is_absolute() else {}
-    data_sources = {
-        split: Path(value)
-        for split in ("train", "validation", "test")
-        if Path(value := getattr(recipe.data, split)).is_absolute()
-    }
-    base = add("base", "base", recipe.base, base_sources)
-    data = add("data", "data", recipe.data, data_sources)
-    adapter = add("train", "train", recipe.train, model=base, dataset=data)
-    teacher = add("merge", "merge", recipe.merge, model=base, adapter=adapter, dataset=data)
-    models = {"teacher": teacher}
-    if recipe.student:
-        raw = add("student", "student", recipe.student, model=teacher)
-        targets = add("targets", "targets", recipe.targets, model=teacher, dataset=data)
-        models["student"] = add("distill", "distill", recipe.distill, model=raw, targets=targets, dataset=data)
-
-    probe = ProbeNode(rows=recipe.export.probe_rows, max_tokens=recipe.train.max_tokens)
-    packages: dict[str, str] = {}
-    for name, model in models.items():
-        add(f"probe-{name}", "probe", probe, model=model, dataset=data)
-        for fmt, quants in (("gguf", recipe.export.gguf), ("onnx", recipe.export.onnx)):
-            packages |= {f"{name}-{fmt}-{q}": package(name, model, fmt, q) for q in quants}
-    add("probe-base", "probe", probe, model=base, dataset=data)
-    floor = package("base", base, "gguf", "q8_0")
-
-    benches = [
-        add(f"bench-{name}", "bench", BenchNode(bench=recipe.bench, task=recipe.task), package=node, dataset=data)
-        for name, node in packages.items()
-    ]
-    shots = BenchNode(bench=recipe.bench, task=recipe.task, few_shot=recipe.bench.few_shot)
-    benches.append(add("bench-base_fewshot-gguf-q8_0", "bench", shots, package=floor, dataset=data))
-    benches.append(add("bench-svm", "baseline", BaselineNode(task=recipe.task), dataset=data))
-    curves = {"train": adapter} | ({"distill": models["student"]} if recipe.student else {})
-    add("report", "report", ReportNode(name=recipe.name), **curves, merge=teacher, dataset=data, **{b: b for b in benches})
-    return nodes
 
 
 class Pipeline:

@@ -95,12 +95,14 @@ def _rich_task(label: str, total: float, done: float) -> Iterator[Task]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(file=sys.stderr)) as bar:
-        task_id = bar.add_task(label, total=total, completed=done, shown="")
+        task_id = bar.add_task(label, total=total, completed=int(done), shown="")
 
         class RichTask:
             def advance(self, amount: float = 1.0, **values: float | str) -> None:
                 shown = "".join(f"  {k} {_short(v)}" for k, v in values.items())
-                bar.update(task_id, advance=amount, **({"shown": shown} if values else {}))
+                if values:
+                    bar.update(task_id, shown=shown)
+                bar.advance(task_id, amount)
 
         yield RichTask()
 

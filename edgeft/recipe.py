@@ -46,7 +46,7 @@ class DataSettings(Settings):
     system: str | None = None
     """System message put before every conversation that has none; null keeps the chat template's own."""
     target_field: str | None = None
-    """Dotted path of a field (meta.target_json) put as first line of the last answer, unless it already stands there."""
+    """Dotted path of a field (meta.target_json) put as first line of the last answer, if it is not there yet."""
     max_train_rows: Positive | None = None
     """Train on a seeded sample of this many rows."""
     max_eval_rows: Positive | None = None
@@ -129,6 +129,10 @@ class TargetSettings(Settings):
     """Tokens kept per position."""
     shard_rows: Positive = 256
     """Rows per shard, the unit of resume."""
+    max_tokens: Positive = 512
+    """Longest row in tokens."""
+    precision: Precision = "auto"
+    """Arithmetic of the teacher; auto measures which is faster on this machine."""
 
 
 class DistillSettings(LoopSettings):
@@ -216,7 +220,9 @@ def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         raise RecipeError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}", "mend that line") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: a recipe is a mapping of sections, found {type(raw).__name__}", "see `edgeft schema`")
+        raise RecipeError(
+            f"{path}: a recipe is a mapping of sections, found {type(raw).__name__}", "see `edgeft schema`"
+        )
     _resolve_files(raw, path.parent)
     for override in overrides:
         _apply_override(raw, override)

@@ -39,13 +39,16 @@ class Session(Protocol):
         """Greedy answers, batched, common prefix computed once; the stop token is not part of an answer."""
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """Token ids of a conversation up to where the assistant answers, by the package's own template and tokenizer."""
+        """Ids of a conversation up to where the assistant answers, by the package's own template and tokenizer."""
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an assistant's answer with the end-of-turn token after it."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
+
+    def close(self) -> None:
+        """Give the memory back; the session is of no use afterwards."""
 
 
 SESSIONS = {  # the file that gives a package its format -> the session that runs it

@@ -23,8 +23,9 @@ TOPIC_CHANGE = 0.015  # share in which the second message asks for something els
 TYPOS = 0.08  # share in which one word is misspelled
 PAST = {"not_received", "refund_status", "double_charge", "damaged_on_arrival", "missing_item", "track_order",
         "request_invoice", "not_working", "warranty_info", "start_return", "payment_failed"}  # fmt: skip
-MONTHS = "January February March April May June July August September October November December".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+          "December"]  # fmt: skip
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
 
 class Values:
@@ -48,7 +49,10 @@ class Values:
         return self.rng.choices(["AF-", "AF", "#", ""], [55, 10, 15, 20])[0] + digits
 
     def amount(self) -> str:
-        whole, cents = self.rng.choice([self.rng.randrange(3, 60), self.rng.randrange(60, 900)]), self.rng.randrange(100)
+        whole, cents = (
+            self.rng.choice([self.rng.randrange(3, 60), self.rng.randrange(60, 900)]),
+            self.rng.randrange(100),
+        )
         short = str(whole) if self.rng.random() < 0.4 else f"{whole}.{cents:02d}"
         sign, word = self.rng.choice([("$", "dollars"), ("£", "pounds"), ("€", "euros")])
         return f"{whole} {word}" if self.rng.random() < 0.25 else sign + short
@@ -134,11 +138,20 @@ def in_order(entities: dict[str, str], texts: list[str]) -> dict[str, str]:
     return dict(sorted(entities.items(), key=lambda item: whole.index(item[1])))
 
 
-def row(number: str, turns: list[tuple[str, str, dict[str, str]]], schema: dict[str, Any], replies: dict[str, Any], source: str) -> dict[str, Any]:
+def row(
+    number: str,
+    turns: list[tuple[str, str, dict[str, str]]],
+    schema: dict[str, Any],
+    replies: dict[str, Any],
+    source: str,
+) -> dict[str, Any]:
     """A chat row; each turn is (user text, intent after it, all values so far)."""
     messages = []
     for text, intent, entities in turns:
-        messages += [{"role": "user", "content": text}, {"role": "assistant", "content": answer(intent, entities, replies)}]
+        messages += [
+            {"role": "user", "content": text},
+            {"role": "assistant", "content": answer(intent, entities, replies)},
+        ]
     _, intent, entities = turns[-1]
     meta = {"id": number, "intent": intent, "category": schema["intents"][intent]["category"], "entities": entities,
             "source": source, "target_json": target(intent, entities)}  # fmt: skip
@@ -148,7 +161,9 @@ def row(number: str, turns: list[tuple[str, str, dict[str, str]]], schema: dict[
 def train_rows(schema: dict[str, Any], replies: dict[str, Any], material: dict[str, Any]) -> list[dict[str, Any]]:
     rng = random.Random(20_26)
     values = Values(material, rng)
-    patterns = [(p.stem, line) for p in sorted((SOURCE / "train").glob("*.txt")) for line in p.read_text("utf-8").splitlines()]
+    patterns = [
+        (p.stem, line) for p in sorted((SOURCE / "train").glob("*.txt")) for line in p.read_text("utf-8").splitlines()
+    ]
     rng.shuffle(patterns)
     rows = []
     for number, (intent, pattern) in enumerate(patterns):
@@ -173,7 +188,10 @@ def written_rows(split: str, schema: dict[str, Any], replies: dict[str, Any]) ->
     rows = []
     for number, line in enumerate((SOURCE / f"{split}.jsonl").read_text("utf-8").splitlines()):
         item = json.loads(line)
-        texts, intents = item["user"], [item.get("first_intent", item["intent"])] * (len(item["user"]) - 1) + [item["intent"]]
+        texts, intents = (
+            item["user"],
+            [item.get("first_intent", item["intent"])] * (len(item["user"]) - 1) + [item["intent"]],
+        )
         turns = []
         for i, (text, intent) in enumerate(zip(texts, intents, strict=True)):
             so_far = {k: v for k, v in item["entities"].items() if any(v in t for t in texts[: i + 1])}
@@ -183,7 +201,9 @@ def written_rows(split: str, schema: dict[str, Any], replies: dict[str, Any]) ->
 
 
 def main() -> int:
-    schema, replies, material = (yaml.safe_load((SOURCE / f"{n}.yaml").read_text("utf-8")) for n in ("schema", "replies", "values"))
+    schema, replies, material = (
+        yaml.safe_load((SOURCE / f"{n}.yaml").read_text("utf-8")) for n in ("schema", "replies", "values")
+    )
     splits = {"train": train_rows(schema, replies, material)}
     splits |= {split: written_rows(split, schema, replies) for split in ("validation", "test")}
     stale = []

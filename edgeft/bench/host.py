@@ -1,0 +1,86 @@
+"""What machine a measurement was taken on; a fact that cannot be read is null with the reason."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RUNTIMES = ("llama-cpp-python", "onnxruntime", "numpy", "tokenizers", "sacrebleu", "scikit-learn")
+GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+
+
+def physical_cores() -> int:
+    """Physical cores that this process may use: hyper-threads share one, a CPU affinity mask can hide some."""
+    cores: int = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
+    return max(1, min(cores, usable))
+
+
+def host_facts() -> dict[str, Any]:
+    """The machine, its load right now and the versions in use. `absent` says why a null is null."""
+    absent: dict[str, str] = {}
+
+    def fact(name: str, read: Callable[[], Any], reason: str) -> Any:
+        value = read()
+        if value is None:
+            absent[name] = reason
+        return value
+
+    facts = {
+        "cpu": fact("cpu", _cpu_model, "the system names no CPU model"),
+        "machine": platform.machine(),
+        "cores_physical": physical_cores(),
+        "cores_logical": os.cpu_count(),
+        "ram_bytes": psutil.virtual_memory().total,
+        "load_average": fact("load_average", _load_average, "the system keeps no load average"),
+        "frequency_mhz": fact("frequency_mhz", _frequency, "the system does not report the CPU frequency"),
+        "governor": fact("governor", _governor, f"{GOVERNOR} cannot be read (virtual machine or no cpufreq)"),
+        "temperature_c": fact("temperature_c", _temperature, "no temperature sensor is readable"),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: fact(f"versions.{name}", partial(_version, name), "not installed") for name in RUNTIMES},
+    }
+    return {**facts, "absent": absent}
+
+
+def _cpu_model() -> str | None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text("utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model") and value.strip():
+                return value.strip()
+    return platform.processor() or None
+
+
+def _load_average() -> list[float] | None:
+    return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
+
+
+def _frequency() -> float | None:
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    return round(frequency.current, 1) if frequency and frequency.current else None
+
+
+def _governor() -> str | None:
+    return GOVERNOR.read_text("ascii").strip() if os.access(GOVERNOR, os.R_OK) else None
+
+
+def _temperature() -> float | None:
+    sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
+    readings = [entry.current for entries in sensors.values() for entry in entries if entry.current]
+    return max(readings, default=None)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,140 @@
+"""llama.cpp's model and KV cache as objects that free themselves, over llama-cpp-python's low-level calls.
+
+Letters: P positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import weakref
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeft.bench.session import Logits
+from edgeft.errors import ModelError
+
+BATCH_TOKENS = 2048  # most tokens of one llama_decode call
+CELLS = 256  # llama.cpp makes room in these units, and aborts where there is less than one token per sequence
+_LOG: deque[str] = deque(maxlen=40)
+
+
+def _keep_log(level: int, text: bytes, user: object) -> None:
+    _LOG.append(text.decode("utf-8", "replace"))
+
+
+_LOG_CALLBACK = lib.llama_log_callback(_keep_log)  # must live as long as the library
+
+
+@dataclass
+class Tokens:
+    """Tokens of one decode call: id, position, sequence, and whether the logits after it are wanted."""
+
+    ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    sequences: list[int] = field(default_factory=list)
+    wanted: list[bool] = field(default_factory=list)
+
+    def add(self, ids: Sequence[int], start: int, sequence: int, wanted: Sequence[int] = ()) -> None:
+        """Append `ids` at positions from `start`; `wanted` are positions, counted from the start of the row."""
+        at = set(wanted)
+        self.ids += ids
+        self.positions += range(start, start + len(ids))
+        self.sequences += [sequence] * len(ids)
+        self.wanted += [i in at for i in range(start, start + len(ids))]
+
+
+class Model:
+    """A loaded file; freed with the last object that uses it."""
+
+    def __init__(self, path: Path) -> None:
+        lib.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
+        lib.llama_backend_init()
+        _LOG.clear()
+        self.pointer: Any = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        if not self.pointer:
+            raise ModelError(
+                f"llama.cpp cannot load {path}: {' '.join(''.join(_LOG).split())[-300:]}",
+                "export the package again, with an architecture that llama.cpp knows",
+            )
+        self.vocab: Any = lib.llama_model_get_vocab(self.pointer)
+        self.vocab_size: int = lib.llama_vocab_n_tokens(self.vocab)
+        self.free = weakref.finalize(self, lib.llama_model_free, self.pointer)
+
+
+class Context:
+    """One KV cache of at least `cells` tokens shared by `sequences` sequences."""
+
+    def __init__(self, model: Model, cells: int, sequences: int, threads: int, kv_type: int) -> None:
+        cells = -(-cells // CELLS) * CELLS
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
+        params.n_batch = min(cells, BATCH_TOKENS)
+        params.n_outputs_max_per_seq = 0  # as many logits of a sequence as its tokens
+        params.n_threads = params.n_threads_batch = threads
+        params.type_k = params.type_v = kv_type
+        if kv_type == lib.GGML_TYPE_F32:  # flash attention would round what the cache keeps
+            params.flash_attn_type = lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.model, self.cells = model, cells
+        self.pointer: Any = lib.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise ModelError(
+                f"llama.cpp cannot make a context of {cells} tokens: {' '.join(''.join(_LOG).split())[-300:]}",
+                "use a smaller context",
+            )
+        self.free = weakref.finalize(self, lib.llama_free, self.pointer)
+        self._memory: Any = lib.llama_get_memory(self.pointer)
+        self._batch_tokens: int = lib.llama_n_batch(self.pointer)
+
+    def clear(self) -> None:
+        lib.llama_memory_clear(self._memory, False)
+
+    def share(self, source: int, sequence: int) -> None:
+        """Let `sequence` begin with all tokens of `source`; the cells are shared, not copied."""
+        lib.llama_memory_seq_cp(self._memory, source, sequence, -1, -1)
+
+    def drop(self, sequence: int) -> None:
+        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def decode(self, tokens: Tokens) -> Logits:
+        """Feed the tokens; returns the logits [P, V] of the wanted ones, in their order."""
+        parts = [
+            self._decode(tokens, at, min(at + self._batch_tokens, len(tokens.ids)))
+            for at in range(0, len(tokens.ids), self._batch_tokens)
+        ]
+        return np.concatenate([np.empty((0, self.model.vocab_size), np.float32), *parts])
+
+    def _decode(self, tokens: Tokens, start: int, stop: int) -> Logits:
+        ids = np.array(tokens.ids[start:stop], np.int32)
+        positions = np.array(tokens.positions[start:stop], np.int32)
+        sequences = np.array(tokens.sequences[start:stop], np.int32)
+        counts = np.ones(stop - start, np.int32)
+        addresses = sequences.ctypes.data + sequences.itemsize * np.arange(stop - start, dtype=np.uintp)
+        wanted = np.array(tokens.wanted[start:stop], np.int8)
+        batch = lib.llama_batch(
+            n_tokens=stop - start,
+            token=_pointer(ids, ctypes.c_int32),
+            pos=_pointer(positions, ctypes.c_int32),
+            n_seq_id=_pointer(counts, ctypes.c_int32),
+            seq_id=_pointer(addresses, ctypes.POINTER(ctypes.c_int32)),
+            logits=_pointer(wanted, ctypes.c_int8),
+        )
+        status = lib.llama_decode(self.pointer, batch)
+        if status != 0:
+            raise RuntimeError(f"llama_decode failed with {status}: {''.join(_LOG)[-300:]}")
+        num_wanted = int(wanted.sum())
+        if not num_wanted:
+            return np.empty((0, self.model.vocab_size), np.float32)
+        view = np.ctypeslib.as_array(lib.llama_get_logits(self.pointer), (num_wanted, self.model.vocab_size))
+        return view.astype(np.float32, copy=True)
+
+
+def _pointer(array: NDArray[Any], kind: Any) -> Any:
+    return ctypes.cast(array.ctypes.data, ctypes.POINTER(kind))

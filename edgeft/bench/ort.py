@@ -1,0 +1,217 @@
+"""An ONNX package in plain onnxruntime: a graph with past and present keys and values that share one buffer.
+
+Letters: B rows run together, S new tokens of a row, P positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from edgeft.bench.prefix import common_prefix
+from edgeft.bench.session import Logits, Messages
+from edgeft.errors import DataError, ModelError
+from edgeft.text.chat import ChatTokenizer
+
+SLOTS = 16  # rows decoded together
+CACHE_BYTES = 1 << 29  # most memory of the batch's keys and values; long rows get fewer slots
+PAST, PRESENT = "past_key_values.", "present."
+DTYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class _Cache:
+    """Keys and values of `slots` rows of up to `length` tokens; the graph extends them in place."""
+
+    def __init__(self, session: ort.InferenceSession, head_size: int, slots: int, length: int) -> None:
+        self._session, self.slots, self.length = session, slots, length
+        self._arrays: dict[str, NDArray[Any]] = {
+            i.name: np.zeros((slots, i.shape[1], length, head_size), DTYPES[i.type])
+            for i in session.get_inputs()
+            if i.name.startswith(PAST)
+        }
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    def binding(self, first: int, stop: int) -> ort.IOBinding:
+        """Inputs and outputs of the slots from `first` up to `stop`, bound to their memory."""
+        if (first, stop) not in self._bindings:
+            binding = self._session.io_binding()
+            for name, array in self._arrays.items():
+                value = ort.OrtValue.ortvalue_from_numpy(array[first:stop])
+                binding.bind_ortvalue_input(name, value)
+                binding.bind_ortvalue_output(name.replace(PAST, PRESENT), value)
+            self._bindings[first, stop] = binding
+        return self._bindings[first, stop]
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Let the row in slot `target` begin with the first tokens of the row in slot `source`."""
+        for array in self._arrays.values():
+            array[target, :, :num_tokens] = array[source, :, :num_tokens]
+
+
+class OrtSession:
+    """`Session` over a graph as onnxruntime-genai's builder writes it. `context` is the longest row in tokens."""
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: Path, threads: int, context: int) -> None:
+        decoder = _read_decoder(path.parent / "genai_config.json")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 4  # what goes wrong comes as an exception
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's exceptions share no other base
+            raise ModelError(f"onnxruntime cannot load {path}: {error}", "export the package again") from error
+        self._has_positions = any(i.name == "position_ids" for i in self._session.get_inputs())
+        self._head_size = int(decoder["head_size"])
+        self._context_tokens = context
+        self._chat = ChatTokenizer.from_folder(path.parent)
+        self.vocab_size = int(self._session.get_outputs()[0].shape[2])
+        self.stop_ids = self._chat.stop_ids
+        self._single = self._make_cache(1, context)
+        self._num_past = 0
+
+    def close(self) -> None:
+        """Give the graph and the caches back; the session is of no use afterwards."""
+        del self._single, self._session
+
+    def reset(self) -> None:
+        self._num_past = 0
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        self.reset()
+        return self._extend(ids)
+
+    def step(self, token: int) -> Logits:
+        return self._extend([token])
+
+    def _extend(self, ids: Sequence[int]) -> Logits:
+        logits: Logits = self._feed(self._single, 0, self._num_past, ids)[-1]
+        self._num_past += len(ids)
+        return logits
+
+    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
+        """As the protocol says. A row alone fills the matrix products: there is no padding, the prefix is shared."""
+        prefix = common_prefix([ids[: min(at)] for ids, at in rows if at])
+        cache = self._make_cache(1, self._context_tokens)
+        if prefix:
+            self._feed(cache, 0, 0, prefix)
+        for ids, at in rows:
+            if not at:
+                yield np.empty((0, self.vocab_size), np.float32)
+                continue
+            logits_SV = self._feed(cache, 0, len(prefix), ids[len(prefix) : max(at) + 1])
+            yield logits_SV[np.array(at) - len(prefix)]
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+        """As the protocol says; an answer also ends where the context is full."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        if not prompts or max_new_tokens < 1:
+            return answers
+        longest = min(max(map(len, prompts)) + max_new_tokens, self._context_tokens)
+        cache = self._batch_cache(len(prompts), longest)
+        prefix = common_prefix([ids[:-1] for ids in prompts])
+        prefix_slot = cache.slots - 1
+        if prefix:
+            self._feed(cache, prefix_slot, 0, prefix)
+        waiting = deque(range(len(prompts)))
+        running: list[int] = []  # the row in each slot from 0 on
+        while waiting or running:
+            while waiting and len(running) < prefix_slot:
+                row, slot = waiting.popleft(), len(running)
+                cache.copy(prefix_slot, slot, len(prefix))
+                logits = self._feed(cache, slot, len(prefix), prompts[row][len(prefix) :])[-1]
+                if self._accept(answers[row], logits, len(prompts[row]), max_new_tokens):
+                    running.append(row)
+            lengths = [len(prompts[row]) + len(answers[row]) for row in running]
+            logits_BV = self._step_all(cache, [answers[row][-1] for row in running], lengths)
+            for slot in reversed(range(len(running))):  # a finished row's slot is filled by the last one
+                row = running[slot]
+                if not self._accept(answers[row], logits_BV[slot], len(prompts[row]), max_new_tokens):
+                    last = len(running) - 1
+                    if slot != last:
+                        cache.copy(last, slot, lengths[last])
+                        running[slot], lengths[slot] = running[last], lengths[last]
+                    running.pop()
+        return answers
+
+    def _accept(self, answer: list[int], logits: Logits, num_prompt: int, max_new_tokens: int) -> bool:
+        """Append the likeliest token; False if the answer has ended."""
+        token = int(logits.argmax())
+        if token in self.stop_ids:
+            return False
+        answer.append(token)
+        return len(answer) < max_new_tokens and num_prompt + len(answer) <= self._context_tokens
+
+    def prompt_ids(self, messages: Messages) -> list[int]:
+        return self._chat.prompt_ids(messages)
+
+    def answer_ids(self, text: str) -> list[int]:
+        return self._chat.answer_ids(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._chat.decode(ids)
+
+    def _feed(self, cache: _Cache, slot: int, num_past: int, ids: Sequence[int]) -> Logits:
+        """Feed tokens to one row; returns the logits [S, V] after each."""
+        if num_past + len(ids) > cache.length:
+            raise DataError(
+                f"a row needs {num_past + len(ids)} tokens; the session was opened for {self._context_tokens}",
+                "shorten the row or open the package with a larger context",
+            )
+        lengths = np.array([num_past + len(ids)])
+        logits: Logits = self._run(cache.binding(slot, slot + 1), np.array([ids], np.int64), lengths)[0]
+        return logits
+
+    def _step_all(self, cache: _Cache, tokens: list[int], lengths: list[int]) -> Logits:
+        """Feed one token to each of the first rows, which have `lengths` tokens with it; returns [B, V]."""
+        if not tokens:
+            return np.empty((0, self.vocab_size), np.float32)
+        binding = cache.binding(0, len(tokens))
+        logits: Logits = self._run(binding, np.array(tokens, np.int64)[:, None], np.array(lengths))[:, 0]
+        return logits
+
+    def _run(self, binding: ort.IOBinding, ids_BS: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> Logits:
+        # The graph reads only the number of ones in a row of the mask: rows of different length need no padding.
+        ends = lengths_B[:, None]
+        binding.bind_cpu_input("input_ids", ids_BS)
+        binding.bind_cpu_input("attention_mask", (np.arange(lengths_B.max()) < ends).astype(np.int64))
+        if self._has_positions:
+            binding.bind_cpu_input("position_ids", ends - ids_BS.shape[1] + np.arange(ids_BS.shape[1]))
+        logits = np.empty((*ids_BS.shape, self.vocab_size), np.float32)
+        binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
+        self._session.run_with_iobinding(binding)
+        return logits
+
+    def _make_cache(self, slots: int, length: int) -> _Cache:
+        return _Cache(self._session, self._head_size, slots, length)
+
+    def _batch_cache(self, num_rows: int, length: int) -> _Cache:
+        """Slots for as many rows as memory allows, and one more, the last, for the common prefix."""
+        row_bytes = sum(
+            i.shape[1] * self._head_size * length * np.dtype(DTYPES[i.type]).itemsize
+            for i in self._session.get_inputs()
+            if i.name.startswith(PAST)
+        )
+        return self._make_cache(1 + max(1, min(SLOTS, num_rows, CACHE_BYTES // row_bytes)), length)
+
+
+def _read_decoder(path: Path) -> dict[str, Any]:
+    """The decoder's facts from genai_config.json."""
+    if not path.is_file():
+        raise ModelError(f"{path.parent} has no {path.name}", "export the package again; edgeft writes this file")
+    config = json.loads(path.read_text("utf-8"))
+    if not config["search"]["past_present_share_buffer"]:
+        raise ModelError(
+            f"{path} describes a graph whose keys and values cannot be extended in place",
+            "build it with GroupQueryAttention (onnxruntime-genai's builder for the cpu)",
+        )
+    decoder: dict[str, Any] = config["model"]["decoder"]
+    return decoder

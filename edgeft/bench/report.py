@@ -1,0 +1,213 @@
+"""The report page: one self-contained HTML file made from the table, the learning curves and the records of a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from edgeft.bench.chart import Point, learning_curve, scatter
+from edgeft.bench.claims import claims, key_of, pick
+from edgeft.bench.table import (
+    ACCURACY_FIELDS,
+    COLUMNS,
+    FIELDS,
+    NAMES,
+    SPEED_FIELDS,
+    cell,
+    in_order,
+    interval,
+    package_label,
+)
+
+Row = dict[str, Any]
+TEMPLATE = "report.html.j2"
+NUM_WEAK_LABELS = 8
+GROUPS = {"speed and memory": SPEED_FIELDS, "accuracy": ACCURACY_FIELDS}
+
+LIMITS = (
+    ("Phones and other devices", "only the machine below was measured; its figures do not carry over to another CPU"),
+    ("Energy and heat", "no power meter or sensor is read while the model runs"),
+    ("First load from a cold disk", "load time is taken with the file in the page cache"),
+    (
+        "Template, tokeniser, detokeniser",
+        "left out of the timings, which go from token ids to token ids",
+    ),
+    ("Sampled answers", "all answers are greedy: the most likely token at every step"),
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Everything that the page shows."""
+
+    name: str
+    rows: Sequence[Row]  # the table, names set
+    curves: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # stage -> history.json
+    merge: Mapping[str, Any] = field(default_factory=dict)  # metrics of the merge
+    dataset: Mapping[str, Any] = field(default_factory=dict)  # data_report.json
+    host: Mapping[str, Any] = field(default_factory=dict)
+    artifacts: Sequence[dict[str, str]] = ()  # name, kind, digest, path
+    test_rows: Mapping[str, list[Row]] = field(default_factory=dict)  # 'name package' -> rows.jsonl
+
+
+def joint_hits(test_rows: Mapping[str, list[Row]]) -> dict[str, list[bool]]:
+    """Per package, whether each row with a gold answer was all right, in row order."""
+    return {
+        key: [bool(row["joint_correct"]) for row in rows if row.get("joint_correct") is not None]
+        for key, rows in test_rows.items()
+    }
+
+
+def render(run: RunRecord) -> str:
+    """The page as HTML. Every text is escaped by the template engine."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    rows = in_order(run.rows)
+    picked = pick(rows)
+    return environment.get_template(TEMPLATE).render(
+        run=run,
+        claims=claims(rows, joint_hits(run.test_rows)),
+        headers=[header for header, *_ in COLUMNS],
+        table=[_table_row(row, rows) for row in rows],
+        num_test=max((row["n"] or 0 for row in rows), default=0),
+        conditions=flat(next((row["conditions"] for row in rows if row["conditions"]), {})),
+        plots=_plots(rows),
+        models=_models(rows),
+        curves=[_curve(stage, history) for stage, history in run.curves.items()],
+        parity=[row for row in rows if row["kl_mean"] is not None],
+        package_label=package_label,
+        weak=_weak_labels(run.test_rows.get(key_of(picked), [])) if picked else [],
+        weak_package=key_of(picked) if picked else "",
+        merge=flat(run.merge),
+        warnings=list(dict(run.dataset.get("warnings") or {}).values()),
+        dataset=flat({key: value for key, value in run.dataset.items() if key != "warnings"}),
+        host=flat({key: value for key, value in run.host.items() if key != "absent"}),
+        not_measured=_not_measured(rows, run.host),
+    )
+
+
+def flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested records as (dotted name, text) pairs."""
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in flat(item, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list | tuple):
+        return [(name, ", ".join(text for item in value for _, text in flat(item)) or "none")]
+    if isinstance(value, bool) or value is None:
+        return [(name, {True: "yes", False: "no", None: "unknown"}[value])]
+    if name.endswith("_bytes"):
+        return [(name, f"{value / 1e6:,.0f} MB")]
+    if isinstance(value, float):
+        return [(name, f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}")]
+    return [(name, f"{value:,}" if isinstance(value, int) else str(value))]
+
+
+def _table_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
+    cells = [
+        {
+            "text": cell(row, name, scale, decimals),
+            "interval": interval(row, name, scale, decimals),
+            "reason": row["absent"].get(name, ""),
+        }
+        for _, name, scale, decimals in COLUMNS
+    ]
+    colour = _models(rows).index(row["name"])
+    return {"name": row["name"], "package": package_label(row), "cells": cells, "colour": colour}
+
+
+def _models(rows: Sequence[Row]) -> list[str]:
+    """Names in the order of their colours: a name has the same colour in every report."""
+    return [*NAMES, *dict.fromkeys(str(row["name"]) for row in rows if row["name"] not in NAMES)]
+
+
+def _plots(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Joint exact match against size and against speed."""
+    plots = []
+    for name, scale, title, small_x in (
+        ("bytes", 1e-6, "package size, MB (log scale; smaller is better)", True),
+        ("decode_tps", 1, "decode, tokens/s (faster is better)", False),
+    ):
+        points = [_point(row, row[name] * scale, rows) for row in rows if row[name] and row["joint_exact_match"]]
+        if points:
+            svg = scatter(points, title, "joint exact match, %", small_x, log_x=small_x)
+            plots.append({"svg": Markup(svg), "by": "size" if small_x else "speed"})
+    return plots
+
+
+def _point(row: Row, x: float, rows: Sequence[Row]) -> Point:
+    value, low, high = (100 * v for v in row["joint_exact_match"])
+    title = (
+        f"{key_of(row)}: {value:.1f}% ({low:.1f}-{high:.1f}), {cell(row, 'bytes', 1e-6)} MB, "
+        f"{cell(row, 'decode_tps')} tokens/s"
+    )
+    label = row["quant"] or row["name"]
+    return Point(x, value, low, high, label, title, _models(rows).index(row["name"]), row["format"] == "onnx")
+
+
+def _curve(stage: str, history: Mapping[str, Any]) -> dict[str, Any]:
+    window = max(1, len(history["steps"]) // 30)
+    svg = learning_curve(history["steps"], history["evals"], history["best_step"], window)
+    return {
+        "stage": stage,
+        "svg": Markup(svg),
+        "window": window,
+        "stopped_early": bool(history.get("stopped_early")),
+        "steps": history["steps"][-1]["step"] if history["steps"] else 0,
+        "best_step": history["best_step"],
+    }
+
+
+def _weak_labels(test_rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The labels with the lowest joint exact match; labels without a miss are left out."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in test_rows:
+        if row.get("joint_correct") is not None:
+            groups[row["slices"]["label"]].append(row)
+    found = [
+        {
+            "label": label,
+            "n": len(rows),
+            "joint": sum(row["joint_correct"] for row in rows),
+            "intent": sum(row["intent_correct"] for row in rows),
+        }
+        for label, rows in groups.items()
+    ]
+    missed = [entry for entry in found if entry["joint"] < entry["n"]]
+    return sorted(missed, key=lambda e: (e["joint"] / e["n"], -e["n"], e["label"]))[:NUM_WEAK_LABELS]
+
+
+def _not_measured(rows: Sequence[Row], host: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, why): absent figures by reason, unreadable host facts, and what this benchmark leaves out."""
+    by_reason: dict[str, dict[str, list[str]]] = defaultdict(dict)
+    for row in rows:
+        for name in FIELDS:
+            if reason := row["absent"].get(name):
+                by_reason[reason].setdefault(key_of(row).removesuffix(" \N{EM DASH}"), []).append(name)
+    found = []
+    for reason, per_row in by_reason.items():
+        names = next(iter(per_row.values()))
+        same = all(other == names for other in per_row.values())
+        what = _field_names(names) if same else "some figures"
+        found.append((f"{', '.join(per_row)}: {what}", reason))
+    found += [(f"host: {name}", str(reason)) for name, reason in (host.get("absent") or {}).items()]
+    return [*found, *LIMITS]
+
+
+def _field_names(names: Sequence[str]) -> str:
+    """Field names, whole groups by one word."""
+    left, texts = list(names), []
+    for title, group in GROUPS.items():
+        if set(group) <= set(left):
+            texts.append(title)
+            left = [name for name in left if name not in group]
+    return ", ".join([*texts, *left])

@@ -1,0 +1,282 @@
+"""The command line: the only module that prints results or exits."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from edgeft import __version__
+from edgeft.errors import EdgeftError
+
+# Everything heavier than this is imported inside the commands, so that --help answers at once.
+
+app = typer.Typer(
+    help="Turn a language model and your own examples into a small, measured expert.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeArg = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe file, or the bare name of one in recipes/.")]
+SetOpt = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated.")
+]
+RunsOpt = Annotated[Path, typer.Option("--runs", envvar="EDGEFT_RUNS", help="Folder of all artifacts.")]
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: physical cores.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+RUNS = Path("runs")
+
+
+@app.callback(invoke_without_command=True)
+def _options(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    recipe: RecipeArg,
+    to: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    set_: SetOpt = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would run, and run nothing.")] = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Make what a recipe describes and is not made yet."""
+    from edgeft import commands
+
+    pipeline = commands.open_run(recipe, set_ or (), runs, sys.stderr)
+    if dry_run:
+        _print_table(["stage", "state", "folder"], commands.plan_rows(pipeline, to))
+        return
+    with commands.disk_errors(runs):
+        made = pipeline.run(to)
+    if "report" in made:
+        _print_results(commands.result_rows(pipeline), made["report"].path)
+        return
+    for name, artifact in made.items():
+        if to in (name, pipeline.nodes[name].stage):
+            print(f"{name}: {artifact.path}")
+
+
+@app.command()
+def validate(recipe: RecipeArg, set_: SetOpt = None, runs: RunsOpt = RUNS) -> None:
+    """Check a recipe, its rows and its base model."""
+    from edgeft import commands
+
+    pipeline = commands.open_run(recipe, set_ or (), runs)
+    for line in commands.check_inputs(pipeline):
+        print(line)
+    print(f"{pipeline.recipe.name}: {len(pipeline.nodes)} stages, no problem found")
+
+
+@app.command()
+def show(
+    subject: Annotated[str, typer.Argument(metavar="RUN_OR_ARTIFACT", help="A recipe, or an artifact's folder.")],
+    set_: SetOpt = None,
+    as_json: JsonOpt = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every file with the manifest.")] = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Show the results of a run, or one artifact."""
+    from edgeft import commands
+
+    artifact = commands.find_artifact(subject, runs)
+    pipeline = None if artifact else commands.open_run(subject, set_ or (), runs)
+    if verify:
+        found = [artifact] if artifact else [a for n in pipeline.nodes if (a := pipeline.find(n))] if pipeline else []
+        _print_verdict(commands.damages(found), len(found))
+    elif artifact:
+        facts = commands.artifact_facts(artifact)
+        print(json.dumps(facts, indent=1) if as_json else _yaml(facts))
+    elif pipeline:
+        rows = commands.result_rows(pipeline)
+        report = pipeline.find("report")
+        print(json.dumps(rows, indent=1)) if as_json else _print_results(rows, report.path if report else None)
+
+
+@app.command("ls")
+def list_(runs: RunsOpt = RUNS) -> None:
+    """List artifacts and unfinished work, newest first."""
+    from edgeft import commands
+
+    _print_table(["folder", "kind", "stage", "size", "age", "digest"], commands.list_runs(runs))
+
+
+@app.command()
+def bench(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A package's folder, or a recipe: all of its.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
+    ] = None,
+    threads: ThreadsOpt = None,
+    as_json: JsonOpt = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Measure packages: speed, memory; with --data accuracy."""
+    from edgeft import commands
+    from edgeft.bench.run import bench_package
+    from edgeft.progress import Reporter
+    from edgeft.recipe import BenchSettings, TaskSettings
+
+    artifact = commands.find_artifact(package, runs)
+    if artifact:
+        folders = [artifact.path]
+        settings, task = BenchSettings(), TaskSettings()
+    else:
+        pipeline = commands.open_run(package, (), runs)
+        settings, task = pipeline.recipe.bench, pipeline.recipe.task
+        folders = [a.path for n in pipeline.nodes if (a := pipeline.find(n)) and a.kind == "package"]
+    settings = settings.model_copy(update={"threads": threads or settings.threads})
+    test_rows = commands.read_test_rows(data) if data else None
+    rows = []
+    for folder in folders:
+        report = Reporter(folder.name, stream=sys.stderr)
+        row = bench_package(folder, test_rows, settings, task, None, report)["row"]
+        rows.append({**row, "name": row["name"] or folder.name, "path": str(folder)})
+    print(json.dumps(rows, indent=1)) if as_json else _print_results(rows)
+
+
+@app.command()
+def chat(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A package's folder.")],
+    system: Annotated[str | None, typer.Option(help="System message; default: the one it was trained with.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    threads: ThreadsOpt = None,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Talk to a package.
+
+    /reset starts a new conversation, /quit ends. Piped lines are answered one by one."""
+    from edgeft import commands
+    from edgeft.bench.host import physical_cores
+    from edgeft.bench.session import open_session
+
+    context = 2048
+    folder = next((p for p in (Path(package), runs / package) if p.is_dir()), Path(package))
+    session = open_session(folder, threads or physical_cores(), context)
+    system = commands.system_message(folder) if system is None else system
+    start = [{"role": "system", "content": system}] if system else []
+    messages = list(start)
+    for line in _typed_lines():
+        if line == "/reset":
+            messages = list(start)
+            continue
+        asked = [*messages, {"role": "user", "content": line}]
+        said = ""
+        try:
+            for piece in commands.answer(session, asked, max_new_tokens, context):
+                said += piece
+                print(piece, end="", flush=True)
+        except EdgeftError as error:
+            print(error, file=sys.stderr)
+            continue
+        print(flush=True)
+        messages = [*asked, {"role": "assistant", "content": said}]
+
+
+@app.command()
+def schema(
+    write: Annotated[bool, typer.Option("--write", help="Write recipes/schema.json instead of printing.")] = False,
+) -> None:
+    """Print the JSON Schema of recipes, with every setting."""
+    from edgeft import commands
+    from edgeft.recipe import json_schema
+
+    text = json.dumps(json_schema(), indent=1)
+    if write:
+        (commands.RECIPES / "schema.json").write_text(text + "\n", "utf-8")
+    else:
+        print(text)
+
+
+def main(args: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0 done, 2 a problem that the user can solve, 130 interrupted."""
+    try:
+        app(args=args, prog_name="edgeft")
+    except EdgeftError as error:
+        _fail(str(error), 2)
+    except PermissionError as error:
+        _fail(f"no permission: {error.filename or error}\n  -> correct the rights, or name another folder", 2)
+    except SystemExit as stop:
+        if stop.code == 130:
+            _fail("interrupted; run the same command to go on", 130)
+        raise
+    sys.exit(0)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/] {_escaped(text)}")
+    sys.exit(code)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _typed_lines() -> Iterator[str]:
+    """Lines until /quit or the end of the input; with a prompt on a terminal."""
+    while True:
+        try:
+            line = input("> ") if sys.stdin.isatty() else input()
+        except EOFError:
+            return
+        if line.strip() == "/quit":
+            return
+        if line.strip():
+            yield line.strip()
+
+
+def _print_results(rows: list[dict[str, Any]], report: Path | None = None) -> None:
+    from edgeft.bench.table import in_order, text_table
+
+    headers, body = text_table(rows)
+    _print_table(headers, body, right_from=2)
+    paths = [(row["name"], row["format"], row["quant"], row["path"]) for row in in_order(rows) if row["path"]]
+    if paths:
+        print("\npackages")
+        for name, fmt, quant, path in paths:
+            print(f"  {name} {fmt} {quant}: {path}")
+    if report:
+        print(f"\nreport: {report / 'report.html'}")
+
+
+def _print_table(headers: list[str], rows: list[list[str]], right_from: int | None = None) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for number, header in enumerate(headers):
+        right = right_from is not None and number >= right_from
+        table.add_column(header, justify="right" if right else "left", no_wrap=True, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # A pipe has no width: never cut what a script will read.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 400).print(table)
+
+
+def _print_verdict(problems: list[str], count: int) -> None:
+    if not count:
+        raise EdgeftError("nothing is finished yet, so there is nothing to verify", "`edgeft ls` lists what there is")
+    if problems:
+        raise EdgeftError(
+            "\n  ".join(["files do not match their manifests", *problems]), "delete these folders; run again"
+        )
+    print(f"{count} artifact{'s' if count != 1 else ''}: every file matches its manifest")
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120).rstrip()

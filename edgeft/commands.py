@@ -1,0 +1,248 @@
+"""What the commands do, without printing: names become recipes, runs and artifacts, and these become lines of text."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from edgeft.artifact import CHECKPOINT_DIR, MANIFEST, Artifact, open_artifact, verify
+from edgeft.errors import ArtifactError, EdgeftError
+
+if TYPE_CHECKING:
+    from edgeft.bench.session import Messages, Session
+    from edgeft.pipeline import Pipeline
+    from edgeft.recipe import Recipe
+
+RECIPES = Path("recipes")
+PARTIAL = ".partial"
+FULL_BELOW_BYTES = 16 * 2**20  # libraries report a full disk in their own words; so little left free is one
+NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe given by path or by bare name (`support-bot` is recipes/support-bot.yaml)."""
+    path = Path(name)
+    return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else RECIPES / f"{name}.yaml"
+
+
+def open_run(name: str, overrides: Sequence[str], runs: Path, stream: TextIO | None = None) -> Pipeline:
+    """The pipeline of a recipe. Raises RecipeError with all of its problems."""
+    from edgeft.pipeline import Pipeline
+    from edgeft.recipe import load_recipe
+
+    return Pipeline(load_recipe(find_recipe(name), tuple(overrides)), runs, stream)
+
+
+def find_artifact(name: str, runs: Path) -> Artifact | None:
+    """The artifact in folder `name`, or of that name below `runs`; None if `name` must be a recipe."""
+    folders = [path for path in (Path(name), runs / name) if path.is_dir()]
+    finished = [path for path in folders if (path / MANIFEST).is_file()]
+    if folders and not finished and find_recipe(name).is_file():  # a folder that happens to be named like a recipe
+        return None
+    return open_artifact((finished or folders)[0]) if folders else None
+
+
+def result_rows(pipeline: Pipeline) -> list[dict[str, Any]]:
+    """The final table, each row with the `path` of its package. Raises ArtifactError while the run is unfinished."""
+    report = pipeline.find("report")
+    artifacts = [a for name in pipeline.nodes if (a := pipeline.find(name))]
+    if report is None:
+        raise ArtifactError(
+            f"{pipeline.recipe.name} is not finished: {len(artifacts)} of {len(pipeline.nodes)} stages are done",
+            "`edgeft run` goes on where it stopped",
+        )
+    paths = {a.digest: str(a.path) for a in artifacts if a.kind == "package"}
+    return [{**row, "path": paths.get(row["digest"])} for row in report.read_json("table.json")]
+
+
+def plan_rows(pipeline: Pipeline, to: str | None) -> list[list[str]]:
+    """What a run would do: node, state and folder of each."""
+    from edgeft.pipeline import partial_of
+
+    rows = []
+    for node in pipeline.select(to):
+        artifact, key = pipeline.find(node.name), pipeline.key(node)
+        final = pipeline.runs / f"{node.stage}-{key}"
+        if artifact:
+            state, folder = "done", str(artifact.path)
+        elif key is None:
+            state, folder = "to do", "named when its inputs are finished"
+        else:
+            resumes = (partial_of(final) / CHECKPOINT_DIR).is_dir()
+            state, folder = "resumes from its checkpoint" if resumes else "to do", str(final)
+        rows.append([node.name, state, folder])
+    return rows
+
+
+def artifact_facts(artifact: Artifact) -> dict[str, Any]:
+    """What stands in the manifest, with path and digest first."""
+    m = artifact.manifest
+    return {
+        "path": str(artifact.path),
+        "kind": m.kind,
+        "node": m.made_by.get("node"),
+        "digest": m.digest,
+        "stage": m.stage,
+        "key": m.key,
+        "config": m.config,
+        "inputs": m.inputs,
+        "files": {name: {"sha256": f.sha256, "size": f.size} for name, f in m.files.items()},
+        "metrics": m.metrics,
+        "made_by": m.made_by,
+    }
+
+
+def damages(artifacts: Sequence[Artifact]) -> list[str]:
+    """Every file that is missing, changed or too many, with its folder."""
+    return [f"{a.path}: {problem}" for a in artifacts for problem in verify(a)]
+
+
+def list_runs(runs: Path) -> list[list[str]]:
+    """Finished and unfinished artifacts, newest first: folder, kind, node, size, age, digest."""
+    rows = []
+    for path in sorted((p for p in runs.glob("*") if p.is_dir()), key=_changed, reverse=True):
+        size, age = _size(path), _age(time.time() - _changed(path))
+        if not (path / MANIFEST).is_file():
+            kind = "unfinished, resumes" if (path / CHECKPOINT_DIR).is_dir() else "unfinished"
+            rows.append([path.name, kind, "", size, age, ""])
+            continue
+        try:
+            artifact = open_artifact(path)
+        except ArtifactError:
+            rows.append([path.name, "damaged", "", size, age, ""])
+            continue
+        node = str(artifact.manifest.made_by.get("node", ""))
+        rows.append([path.name, artifact.kind, node, size, age, artifact.digest[:12]])
+    return rows
+
+
+def check_inputs(pipeline: Pipeline) -> list[str]:
+    """Look at the files a recipe names without running anything; returns what was found, a line each.
+
+    Raises RecipeError with all problems.
+    """
+    from edgeft.errors import RecipeError
+
+    found, problems = [], []
+    for check in (_check_rows, _check_base):
+        try:
+            found += check(pipeline.recipe)
+        except EdgeftError as error:
+            problems.append(error.message)
+    if problems:
+        raise RecipeError(
+            f"{pipeline.recipe.name}: " + "\n".join(problems), "correct the recipe, or the files it names"
+        )
+    return found
+
+
+def _check_rows(recipe: Recipe) -> list[str]:
+    from edgeft.stages.data import SPLITS, load_splits
+
+    if any(getattr(recipe.data, split).startswith("hub:") for split in SPLITS):
+        return ["data: rows from the hub are fetched and checked by the run"]
+    return [f"data.{split}: {len(rows):,} rows" for split, rows in load_splits(recipe.data).items()]
+
+
+def _check_base(recipe: Recipe) -> list[str]:
+    from edgeft.artifact import file_sha256
+    from edgeft.errors import ModelError
+    from edgeft.stages.base import locate
+
+    base = recipe.base
+    if not base.model.startswith("pypi:") and not Path(base.model).is_absolute():
+        if not base.revision:
+            raise ModelError(f"base.model {base.model}: a hub id needs base.revision, the commit to fetch")
+        return [f"base.model: {base.model} at {base.revision} is fetched by the run"]
+    path = locate(base)
+    if base.sha256 and path.is_file() and file_sha256(path) != base.sha256.lower():
+        raise ModelError(f"base.model {path}: sha256 is {file_sha256(path)}, the recipe says {base.sha256}")
+    return [f"base.model: {path}"]
+
+
+@contextmanager
+def disk_errors(runs: Path) -> Iterator[None]:
+    """Turn a full disk, in whatever words a library reports it, into an EdgeftError; other errors pass."""
+    try:
+        yield
+    except EdgeftError:
+        raise
+    except Exception as error:
+        free = shutil.disk_usage(runs if runs.exists() else Path.cwd()).free
+        full = getattr(error, "errno", None) in NO_SPACE or "No space left" in str(error) or "StorageFull" in str(error)
+        if full or free < FULL_BELOW_BYTES:
+            raise EdgeftError(
+                f"the disk of {runs} is full ({free / 1e6:,.0f} MB free): {error}",
+                "free some space and run the same command again: finished stages and checkpoints are kept",
+            ) from error
+        raise
+
+
+def system_message(package: Path) -> str | None:
+    """The system message a package was trained with, found through the artifacts beside it; None if unknown."""
+    if not (package / MANIFEST).is_file():
+        return None
+    known = {
+        a.digest: a for p in package.parent.glob(f"*/{MANIFEST}") if (a := open_artifact(p.parent)).kind != "report"
+    }
+    todo = list(open_artifact(package).manifest.inputs.values())
+    while todo:
+        artifact = known.get(todo.pop())
+        if artifact is None:
+            continue
+        if artifact.kind == "dataset":
+            system: str | None = artifact.config.get("system")
+            return system
+        todo += artifact.manifest.inputs.values()
+    return None
+
+
+def answer(session: Session, messages: Messages, max_new_tokens: int, context: int) -> Iterator[str]:
+    """The greedy answer to a conversation, piece by piece. Raises EdgeftError if it no longer fits the context."""
+    prompt = session.prompt_ids(messages)
+    if len(prompt) + max_new_tokens > context:
+        raise EdgeftError(
+            f"the conversation has {len(prompt)} tokens; {context} is the limit", "/reset starts a new one"
+        )
+    session.reset()
+    logits, ids, shown = session.prefill(prompt), [], ""
+    for _ in range(max_new_tokens):
+        token = int(logits.argmax())
+        if token in session.stop_ids:
+            break
+        ids.append(token)
+        text = session.decode(ids)
+        if not text.endswith("\ufffd"):  # half of a multi-byte character: wait for the other half
+            yield text[len(shown) :]
+            shown = text
+        logits = session.step(token)
+
+
+def read_test_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows to score answers on. Raises DataError with the lines that cannot be used."""
+    from edgeft.text.rows import load_rows, raise_problems
+
+    rows, problems = load_rows(str(path))
+    raise_problems(problems)
+    return [{"messages": list(row.messages), "meta": row.meta} for row in rows]
+
+
+def _changed(path: Path) -> float:
+    manifest = path / MANIFEST
+    return (manifest if manifest.is_file() else path).stat().st_mtime
+
+
+def _size(path: Path) -> str:
+    return f"{sum(f.stat().st_size for f in path.rglob('*') if f.is_file()) / 1e6:,.1f} MB"
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,1 @@
+"""Models on disk: Hugging Face, GGUF and ONNX, and parity between any two."""

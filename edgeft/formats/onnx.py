@@ -1,0 +1,62 @@
+"""ONNX packages: an fp32 graph by onnxruntime-genai's builder, and the model's own tokenizer files beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from edgeft.errors import ModelError
+from edgeft.text.chat import ChatTokenizer
+
+GRAPH = "model.onnx"
+SETTINGS = "genai_config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+
+
+def build_onnx(model: Path, out: Path) -> None:
+    """Write the Hugging Face model in folder `model` as an fp32 package into folder `out`.
+
+    The graph takes input_ids, attention_mask and past keys and values, which it extends in place. The builder can
+    succeed and leave a wrong graph: compare its logits. Raises ModelError with the builder's last words if it fails.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as cache:
+        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
+        command += ["-i", str(model), "-o", str(out), "-p", "fp32", "-e", "cpu", "-c", cache]
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        done = subprocess.run(command, env={**os.environ, **offline}, capture_output=True, text=True, check=False)
+    if done.returncode != 0 or not (out / GRAPH).is_file():
+        said = " ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])[-400:]
+        raise ModelError(
+            f"onnxruntime-genai's builder cannot export {model} (exit code {done.returncode}): {said}",
+            "choose an architecture that the builder knows or export to GGUF only",
+        )
+    copy_files(model, out, MODEL_FILES)
+    _set_stop_tokens(out)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy everything but graph and weights from one ONNX package to another of the same model."""
+    copy_files(source, out, (SETTINGS, *MODEL_FILES))
+
+
+def copy_files(source: Path, out: Path, names: tuple[str, ...]) -> None:
+    """Copy the named files. Raises ModelError if one is missing."""
+    for name in names:
+        if not (source / name).is_file():
+            raise ModelError(f"{source} has no {name}", "make the model again with `edgeft run`")
+        shutil.copyfile(source / name, out / name)
+
+
+def _set_stop_tokens(package: Path) -> None:
+    """Let onnxruntime-genai stop where the chat template ends a turn; the builder knows only config.json."""
+    path = package / SETTINGS
+    settings = json.loads(path.read_text("utf-8"))
+    settings["model"]["eos_token_id"] = sorted(ChatTokenizer.from_folder(package).stop_ids)
+    path.write_text(json.dumps(settings, indent=4) + "\n", "utf-8")

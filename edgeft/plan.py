@@ -1,0 +1,113 @@
+"""From a recipe to a graph: which stages run, with which settings, on whose output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgeft.recipe import BenchSettings, Recipe, Settings, TaskSettings
+
+
+class ExportNode(Settings):
+    """One package: what `stages/export.py` writes."""
+
+    format: str
+    quant: str
+    max_kl: float
+
+
+class ProbeNode(Settings):
+    """What `stages/probe.py` computes."""
+
+    rows: int
+    max_tokens: int
+
+
+class BenchNode(Settings):
+    """What `stages/bench.py` measures on one package."""
+
+    bench: BenchSettings
+    task: TaskSettings
+    few_shot: int = 0
+
+
+class BaselineNode(Settings):
+    """What `stages/baseline.py` fits."""
+
+    task: TaskSettings
+
+
+class ReportNode(Settings):
+    """What `stages/report.py` shows."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One stage of one run: its settings and the nodes it reads, by the name the stage knows them by."""
+
+    name: str
+    stage: str
+    config: Settings
+    inputs: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, Path] = field(default_factory=dict)  # files outside runs/ that settings name
+
+
+def plan(recipe: Recipe) -> dict[str, Node]:
+    """All nodes of a recipe, in an order in which every input comes first."""
+    nodes: dict[str, Node] = {}
+
+    def add(
+        name: str, stage: str, config: Settings, inputs: dict[str, str], sources: dict[str, Path] | None = None
+    ) -> str:
+        nodes[name] = Node(name, stage, config, inputs, sources or {})
+        return name
+
+    def package(model_name: str, model: str, fmt: str, quant: str) -> str:
+        full = "f16" if fmt == "gguf" else "fp32"
+        inputs = {"model": model, "probe": f"probe-{model_name}"}
+        if quant != full:
+            inputs["full"] = f"{model_name}-{fmt}-{full}"
+            if inputs["full"] not in nodes:
+                package(model_name, model, fmt, full)
+        config = ExportNode(format=fmt, quant=quant, max_kl=recipe.export.max_kl[quant])  # type: ignore[index]
+        return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
+
+    base_sources = {"model": Path(recipe.base.model)} if Path(recipe.base.model).is_absolute() else {}
+    data_sources = {
+        split: Path(value)
+        for split in ("train", "validation", "test")
+        if Path(value := getattr(recipe.data, split)).is_absolute()
+    }
+    base = add("base", "base", recipe.base, {}, base_sources)
+    data = add("data", "data", recipe.data, {}, data_sources)
+    adapter = add("train", "train", recipe.train, {"model": base, "dataset": data})
+    teacher = add("merge", "merge", recipe.merge, {"model": base, "adapter": adapter, "dataset": data})
+    models = {"teacher": teacher}
+    if recipe.student:
+        raw = add("student", "student", recipe.student, {"model": teacher})
+        targets = add("targets", "targets", recipe.targets, {"model": teacher, "dataset": data})
+        healing = {"model": raw, "targets": targets, "dataset": data}
+        models["student"] = add("distill", "distill", recipe.distill, healing)
+
+    probe = ProbeNode(rows=recipe.export.probe_rows, max_tokens=recipe.train.max_tokens)
+    packages: dict[str, str] = {}
+    for name, model in models.items():
+        add(f"probe-{name}", "probe", probe, {"model": model, "dataset": data})
+        for fmt, quants in (("gguf", recipe.export.gguf), ("onnx", recipe.export.onnx)):
+            packages |= {f"{name}-{fmt}-{q}": package(name, model, fmt, q) for q in quants}
+    add("probe-base", "probe", probe, {"model": base, "dataset": data})
+    floor = package("base", base, "gguf", "q8_0")
+
+    measure = BenchNode(bench=recipe.bench, task=recipe.task)
+    benches = [
+        add(f"bench-{name}", "bench", measure, {"package": node, "dataset": data}) for name, node in packages.items()
+    ]
+    shots = measure.model_copy(update={"few_shot": recipe.bench.few_shot})
+    benches.append(add("bench-base_fewshot-gguf-q8_0", "bench", shots, {"package": floor, "dataset": data}))
+    benches.append(add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": data}))
+    curves = {"train": adapter} | ({"distill": models["student"]} if recipe.student else {})
+    shown = {**curves, "merge": teacher, "dataset": data, **{bench: bench for bench in benches}}
+    add("report", "report", ReportNode(name=recipe.name), shown)
+    return nodes

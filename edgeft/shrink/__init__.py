@@ -1,0 +1,1 @@
+"""Student surgery: pure functions from a model to a smaller one."""

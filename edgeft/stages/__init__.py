@@ -1,0 +1,1 @@
+"""The verbs of the pipeline: each reads artifacts and writes one."""

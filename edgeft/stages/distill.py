@@ -1,0 +1,63 @@
+"""distill: the cut student healed on the teacher's cached probabilities and the labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeft.artifact import CHECKPOINT_DIR, Artifact
+from edgeft.formats.hf import load_model, save_model
+from edgeft.progress import Reporter
+from edgeft.recipe import DistillSettings
+from edgeft.text.chat import ChatTokenizer
+from edgeft.text.encode import load_encoded
+from edgeft.tune.batches import collate, common_prefix
+from edgeft.tune.fit import fit
+from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss, validation_loss
+from edgeft.tune.precision import choose_compute, place
+from edgeft.tune.targets import gather, load_shard
+
+
+def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
+    """Inputs: model (the raw student), targets, dataset. Writes the healed student and `history.json`."""
+    chat = ChatTokenizer.from_folder(inputs["model"].path)
+    rows, validation = (
+        load_encoded(inputs["dataset"].file(f"{split}.jsonl"), chat, cfg.max_tokens)
+        for split in ("train", "validation")
+    )
+    shards = inputs["targets"].read_json("index.json")["shards"]
+    targets = [row for shard in shards for row in load_shard(inputs["targets"].file(shard))]
+    prefix = common_prefix(rows)
+    compute = choose_compute(cfg.precision)
+    model = place(load_model(inputs["model"].path, compute.dtype), compute, cfg.max_tokens)
+
+    def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
+        batch = collate([rows[i] for i in numbers], chat.pad_id, prefix).to(compute.device)
+        teacher = TeacherTopK(*(t.to(compute.device) for t in gather([targets[i] for i in numbers])))
+        loss = answer_loss(answer_logits(model, batch), batch.labels_N, teacher, cfg.kl_weight)
+        return loss, len(batch.labels_N), batch.num_tokens
+
+    def validate() -> float:
+        return validation_loss(model, validation, chat.pad_id, compute.device)
+
+    before = validate()
+    weights, history = fit(model, [len(r.ids) for r in rows], loss_of, validate, cfg, out / CHECKPOINT_DIR, report)
+    healed = load_model(inputs["model"].path, torch.float32)
+    healed.load_state_dict(weights, strict=not healed.config.tie_word_embeddings)
+    save_model(healed, out, inputs["model"].path)
+    (out / "history.json").write_text(json.dumps(asdict(history)), "utf-8")
+    return {
+        "rows": len(rows),
+        "steps": int(history.steps[-1]["step"]),
+        "validation_loss_before": before,
+        "validation_loss": min(e["loss"] for e in history.evals),
+        "best_step": history.best_step,
+        "stopped_early": history.stopped_early,
+        "precision": compute.name,
+        "device": compute.device.type,
+    }

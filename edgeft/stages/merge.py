@@ -1,0 +1,55 @@
+"""merge: the adapter folded into the weights it was trained against, scored before and after."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from edgeft.artifact import Artifact
+from edgeft.errors import ModelError
+from edgeft.formats.hf import load_model, save_model
+from edgeft.progress import Reporter
+from edgeft.recipe import MergeSettings
+from edgeft.text.chat import ChatTokenizer
+from edgeft.text.encode import load_encoded
+from edgeft.tune.losses import validation_loss
+from edgeft.tune.precision import choose_compute, place
+from edgeft.tune.qlora import dequantized_base, fold_adapter
+
+
+def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
+    """Inputs: model (the base), adapter, dataset. Writes the merged model."""
+    base, adapter = inputs["model"], inputs["adapter"]
+    trained_on = adapter.manifest.inputs.get("model")
+    if trained_on != base.digest:
+        raise ModelError(
+            f"the adapter was trained on base {str(trained_on)[:12]}, this base is {base.digest[:12]}",
+            "merge it into the base it was trained on",
+        )
+    settings = json.loads(adapter.file("adapter_config.json").read_text("utf-8"))
+    model = load_model(base.path, torch.float32)
+    if cfg.into == "dequantized":
+        dequantized_base(model, bool(adapter.config["double_quant"]))
+    tensors = load_file(adapter.file("adapter_model.safetensors"))
+    scale = settings["lora_alpha"] / settings["r"]
+    folded = fold_adapter(model, tensors, scale, tuple(settings["target_modules"]))
+    save_model(model, out, base.path)
+    after = _score(out, inputs["dataset"], int(adapter.config["max_tokens"]), str(adapter.metrics["precision"]))
+    before = adapter.metrics["validation_loss"]
+    report.note(
+        f"{folded['tensors_folded']} tensors folded; validation loss {before:.4f} with the adapter, {after:.4f} merged"
+    )
+    return {**folded, "into": cfg.into, "validation_loss_adapter": before, "validation_loss": after}
+
+
+def _score(model_folder: Path, dataset: Artifact, max_tokens: int, precision: str) -> float:
+    """Validation loss of the model as saved, in the arithmetic that the adapter was scored in."""
+    chat = ChatTokenizer.from_folder(model_folder)
+    compute = choose_compute(precision)
+    model = place(load_model(model_folder, compute.dtype), compute, max_tokens)
+    rows = load_encoded(dataset.file("validation.jsonl"), chat, max_tokens)
+    return validation_loss(model, rows, chat.pad_id, compute.device)

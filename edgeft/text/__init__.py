@@ -1,0 +1,1 @@
+"""Rows of text: reading, cleaning, chat templates, token ids and loss masks."""

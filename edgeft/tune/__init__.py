@@ -1,0 +1,1 @@
+"""The math of training: precision, 4-bit bases, batches, losses, the loop."""

@@ -1,0 +1,222 @@
+"""The training loop: one for adapters and for whole models, resumable at the step, the best weights kept.
+
+Weights compute in the training precision; every trainable one has a float32 master copy that the optimiser moves.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from edgeft.errors import DataError
+from edgeft.progress import Reporter
+from edgeft.recipe import LoopSettings
+from edgeft.tune.batches import epoch_batches
+
+CHECKPOINT = "last.safetensors"
+FINAL_LR = 0.1  # share of the peak learning rate that the cosine ends at
+BETAS = (0.9, 0.99)
+
+LossFunction = Callable[[Sequence[int]], tuple[torch.Tensor, int, int]]  # rows -> summed loss, trained tokens, tokens
+
+
+@dataclass
+class History:
+    """What a run went through; `best_step` is the step whose weights were kept."""
+
+    steps: list[dict[str, float]] = field(default_factory=list)  # step, loss (nats per trained token), lr
+    evals: list[dict[str, float]] = field(default_factory=list)  # step, loss
+    best_step: int = 0
+    stopped_early: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many steps a run takes and where it is evaluated."""
+
+    total: int
+    per_epoch: int
+    evaluations: frozenset[int]
+    warmup: int
+
+    @staticmethod
+    def of(rows: int, settings: LoopSettings) -> Plan:
+        per_epoch = math.ceil(rows / settings.batch_rows)
+        total = max(1, round(settings.epochs * per_epoch))
+        at = {max(1, round(total * (i + 1) / settings.evaluations)) for i in range(settings.evaluations)}
+        return Plan(total, per_epoch, frozenset(at), max(1, round(settings.warmup * total)))
+
+    def lr_factor(self, step: int) -> float:
+        """Linear warm-up, then a cosine to FINAL_LR; `step` counts from 1."""
+        if step <= self.warmup:
+            return step / self.warmup
+        done = (step - self.warmup) / max(1, self.total - self.warmup)
+        return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Masters:
+    """Float32 master copies of the trainable weights and the AdamW that moves them."""
+
+    def __init__(self, model: torch.nn.Module, settings: LoopSettings) -> None:
+        self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.copies = {name: p.detach().clone().float().requires_grad_() for name, p in self.weights.items()}
+        matrices = [p for p in self.copies.values() if p.ndim > 1]
+        others = [p for p in self.copies.values() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=BETAS)
+        self._clip, self._lr = settings.clip_norm, settings.lr
+
+    def step(self, lr_factor: float, divide_by: float) -> None:
+        """One optimiser step on gradients that are sums over `divide_by` tokens."""
+        for name, weight in self.weights.items():
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            self.copies[name].grad = gradient.float().div_(divide_by)
+            weight.grad = None
+        torch.nn.utils.clip_grad_norm_(self.copies.values(), self._clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._lr * lr_factor
+        self.optimizer.step()
+        self._write_back()
+
+    @torch.no_grad()
+    def _write_back(self) -> None:
+        for name, weight in self.weights.items():
+            weight.copy_(self.copies[name])
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything needed to go on, as named tensors."""
+        tensors = {f"weight/{name}": p.detach() for name, p in self.copies.items()}
+        for name, p in self.copies.items():
+            tensors |= {f"{k}/{name}": v for k, v in self.optimizer.state[p].items() if isinstance(v, torch.Tensor)}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: dict[str, torch.Tensor]) -> None:
+        for name, p in self.copies.items():
+            p.copy_(tensors[f"weight/{name}"])
+            self.optimizer.state[p] = {
+                kind: tensors[f"{kind}/{name}"].clone() for kind in ("step", "exp_avg", "exp_avg_sq")
+            }
+        self._write_back()
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().clone() for name, p in self.copies.items()}
+
+
+def fit(
+    model: torch.nn.Module,
+    lengths: Sequence[int],
+    loss_of: LossFunction,
+    validate: Callable[[], float],
+    settings: LoopSettings,
+    checkpoints: Path,
+    report: Reporter,
+) -> tuple[dict[str, torch.Tensor], History]:
+    """Train; returns the float32 weights with the lowest validation loss, by parameter name, and the history.
+
+    `lengths` are the rows' lengths in tokens; `loss_of(rows)` gives the summed loss over the trained tokens of
+    these rows. A checkpoint found in `checkpoints` is continued, with the same result as an unbroken run.
+    Raises DataError if a loss is not finite.
+    """
+    accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
+    plan = Plan.of(len(lengths), settings)
+    masters, history, best, start = Masters(model, settings), History(), dict[str, torch.Tensor](), 0
+    if (checkpoints / CHECKPOINT).is_file():
+        start, history, best = _load_checkpoint(checkpoints / CHECKPOINT, masters)
+        report.note(f"resumed at step {start} of {plan.total}")
+    saved_at = time.monotonic()
+    model.train()
+    with report.track("training", plan.total, start) as bar:
+        for step in range(start + 1, plan.total + 1):
+            if history.stopped_early:
+                break
+            epoch, position = divmod(step - 1, plan.per_epoch)
+            rows = epoch_batches(lengths, settings.batch_rows, settings.seed, epoch)[position]
+            torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout: the same with and without a resume
+            began = time.perf_counter()
+            loss, tokens = _step(accelerator, masters, rows, loss_of, plan.lr_factor(step))
+            if not math.isfinite(loss):
+                raise DataError(
+                    f"the loss became {loss} at step {step}", "lower the learning rate (train.lr, distill.lr)"
+                )
+            history.steps.append({"step": step, "loss": loss, "lr": settings.lr * plan.lr_factor(step)})
+            rate = tokens / (time.perf_counter() - began)
+            report.metric(step=step, loss=loss, tokens_per_s=round(rate, 1), tokens=tokens)
+            bar.advance(1, loss=loss, **{"tok/s": rate})
+            if step in plan.evaluations:
+                best = _evaluate(step, validate, masters, history, best, settings.patience)
+                report.metric(step=step, validation_loss=history.evals[-1]["loss"])
+            if time.monotonic() - saved_at >= settings.checkpoint_minutes * 60 and accelerator.is_main_process:
+                _save_checkpoint(checkpoints / CHECKPOINT, step, masters, history, best)
+                saved_at = time.monotonic()
+    return best, history
+
+
+def _step(
+    accelerator: Accelerator, masters: Masters, rows: Sequence[int], loss_of: LossFunction, lr_factor: float
+) -> tuple[float, int]:
+    """One global batch, shared between processes; returns the mean loss per trained token and the tokens done here."""
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    total, trained, tokens = torch.zeros(()), 0, 0
+    if mine:
+        total, trained, tokens = loss_of(mine)
+        accelerator.backward(total)
+    sums = torch.tensor([float(total.detach()), float(trained)], dtype=torch.float64)
+    if accelerator.num_processes > 1:
+        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
+        for weight in masters.weights.values():
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = accelerator.reduce(gradient, "sum")
+    masters.step(lr_factor, divide_by=float(sums[1]))
+    return float(sums[0] / sums[1]), tokens
+
+
+def _evaluate(
+    step: int,
+    validate: Callable[[], float],
+    masters: Masters,
+    history: History,
+    best: dict[str, torch.Tensor],
+    patience: int,
+) -> dict[str, torch.Tensor]:
+    """Record a validation loss; returns the weights to keep, the present ones if they are better."""
+    loss = validate()
+    if not history.evals or loss < min(e["loss"] for e in history.evals):
+        history.best_step, best = step, masters.snapshot()
+    history.evals.append({"step": step, "loss": loss})
+    since_best = sum(e["step"] > history.best_step for e in history.evals)
+    history.stopped_early = since_best >= patience
+    return best
+
+
+def _save_checkpoint(path: Path, step: int, masters: Masters, history: History, best: dict[str, torch.Tensor]) -> None:
+    """Write beside, then rename: a kill while writing leaves the previous checkpoint."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = masters.state() | {f"best/{name}": value for name, value in best.items()}
+    record = {"step": str(step), "history": json.dumps(asdict(history))}
+    beside = path.with_suffix(".writing")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, beside, metadata=record)
+    beside.replace(path)
+
+
+def _load_checkpoint(path: Path, masters: Masters) -> tuple[int, History, dict[str, torch.Tensor]]:
+    tensors: dict[str, Any] = {}
+    with safe_open(path, framework="pt") as file:
+        record = file.metadata()
+        for name in file.keys():  # noqa: SIM118 (no mapping)
+            tensors[name] = file.get_tensor(name)
+    device = next(iter(masters.copies.values())).device
+    tensors = {name: value if name.startswith("step/") else value.to(device) for name, value in tensors.items()}
+    masters.restore(tensors)
+    best = {name.removeprefix("best/"): value for name, value in tensors.items() if name.startswith("best/")}
+    return int(record["step"]), History(**json.loads(record["history"])), best

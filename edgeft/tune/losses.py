@@ -1,0 +1,125 @@
+"""Losses on the trained positions only: N positions, V vocabulary entries, K kept teacher tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+
+from edgeft.text.encode import Encoded
+from edgeft.tune.batches import Batch, collate, common_prefix, ordered_batches
+
+EVAL_TOKENS = 2048  # padded tokens per evaluation batch
+CHUNK_ROWS = 64  # positions per pass: 64 x 49,152 float32 logits are 13 MB
+TINY = 1e-7  # smallest tail probability of the student: keeps the logarithm and its gradient finite
+
+
+class TeacherTopK(NamedTuple):
+    """The teacher at N positions: K token ids (int64), their log-probabilities, the probability of all others."""
+
+    ids_NK: torch.Tensor
+    logp_NK: torch.Tensor
+    tail_N: torch.Tensor
+
+
+def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits [N, V] at the positions that predict a trained token; the head runs nowhere else."""
+    decoder = model.get_decoder()
+    if len(batch.prefix_P):
+        rows = len(batch.ids_BT)
+        cache = _shared_prefix(decoder, batch.prefix_P, rows)
+        seen = batch.attention_BT.new_ones(rows, len(batch.prefix_P))
+        attention = torch.cat([seen, batch.attention_BT], dim=1)
+        hidden_BTC = decoder(batch.ids_BT, attention, past_key_values=cache, use_cache=True).last_hidden_state
+    else:
+        hidden_BTC = decoder(batch.ids_BT, batch.attention_BT, use_cache=False).last_hidden_state
+    hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, batch.at_N)
+    logits_NV: torch.Tensor = model.get_output_embeddings()(hidden_NC)
+    return logits_NV
+
+
+def _shared_prefix(decoder: Any, prefix_P: torch.Tensor, rows: int) -> DynamicCache:
+    """Keys and values of the prefix, computed once and seen by all rows; gradients flow back through them."""
+    once = decoder(prefix_P[None], use_cache=True).past_key_values
+    shared = DynamicCache()
+    for number, layer in enumerate(once.layers):
+        shared.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
+    return shared
+
+
+class _AnswerLoss(torch.autograd.Function):
+    """The summed loss of `answer_loss` with its gradient, in chunks of rows that stay in the processor's cache."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor, teacher: TeacherTopK | None, kl_weight: float
+    ) -> torch.Tensor:
+        gradient_NV = torch.empty_like(logits_NV)
+        total = logits_NV.new_zeros((), dtype=torch.float64)
+        for start in range(0, len(labels_N), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
+            logits = logits_NV[part].to(torch.promote_types(logits_NV.dtype, torch.float32))
+            log_q = logits - logits.logsumexp(1, keepdim=True)
+            q = log_q.exp()
+            labels = labels_N[part, None]
+            if teacher is None:
+                total -= log_q.gather(1, labels).sum()
+                q.scatter_add_(1, labels, q.new_full(labels.shape, -1.0))
+            else:
+                kept = TeacherTopK(*(t[part] for t in teacher))
+                total -= (1 - kl_weight) * log_q.gather(1, labels).sum()
+                total += kl_weight * _kl_and_gradient(log_q, q, kept, kl_weight).sum()
+                q.scatter_add_(1, labels, q.new_full(labels.shape, kl_weight - 1))
+            gradient_NV[part] = q
+        ctx.save_for_backward(gradient_NV)
+        return total.to(torch.promote_types(logits_NV.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        (gradient_NV,) = ctx.saved_tensors
+        return gradient_NV.mul_(outer[0].to(gradient_NV.dtype)), None, None, None
+
+
+def _kl_and_gradient(log_q: torch.Tensor, q: torch.Tensor, teacher: TeacherTopK, weight: float) -> torch.Tensor:
+    """KL per position; turns `q` [N, V] into q - weight * p', where p' is the teacher with the student's tail shape.
+
+    The gradient of the KL to the logits is q - p': p' is p on the kept tokens and tail * q / q_tail elsewhere.
+    """
+    ids, log_p, tail = teacher
+    p, log_q_kept = log_p.exp(), log_q.gather(1, ids)
+    q_kept = log_q_kept.exp()
+    q_tail = (1 - q_kept.sum(1)).clamp_min(TINY)
+    kl: torch.Tensor = (p * (log_p - log_q_kept)).sum(1) + torch.special.xlogy(tail, tail / q_tail)
+    q *= (1 - weight * tail / q_tail)[:, None]
+    q.scatter_(1, ids, q_kept - weight * p)
+    return kl
+
+
+def answer_loss(
+    logits_NV: torch.Tensor, labels_N: torch.Tensor, teacher: TeacherTopK | None = None, kl_weight: float = 0.0
+) -> torch.Tensor:
+    """Summed over the positions: (1 - kl_weight) cross-entropy on the labels + kl_weight KL(teacher || student), nats.
+
+    The KL runs over the teacher's top-k tokens and one bucket for all others: a lower bound of the full KL, exact
+    when the student spreads its tail as the teacher does (log-sum inequality; Cover & Thomas, Elements of
+    Information Theory, 2.7.1). The gradient is computed here, in one pass over the logits.
+    """
+    loss: torch.Tensor = _AnswerLoss.apply(logits_NV, labels_N, teacher, kl_weight)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@torch.no_grad()
+def validation_loss(model: Any, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> float:
+    """Mean cross-entropy (nats) per trained token of `rows`."""
+    was_training = model.training
+    model.eval()
+    total, count, prefix = 0.0, 0, common_prefix(rows)
+    for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
+        batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
+        total += float(F.cross_entropy(answer_logits(model, batch).float(), batch.labels_N, reduction="sum"))
+        count += len(batch.labels_N)
+    model.train(was_training)
+    return total / count

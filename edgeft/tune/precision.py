@@ -1,0 +1,64 @@
+"""Which device and which arithmetic train fastest here: measured, not assumed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+EAGER_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Compute:
+    """Where and in which precision matrix products run; `gflops` holds the measured rates in GFLOP/s."""
+
+    device: torch.device
+    dtype: torch.dtype
+    gflops: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
+
+
+def choose_compute(precision: str) -> Compute:
+    """`precision` is auto, bf16 or fp32; auto times one typical matrix product in both and takes the faster.
+
+    bf16 is four times as fast as fp32 on a core with AVX512-BF16 or AMX, and slower on one without.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+    rates = {name: gemm_gflops(dtype, device) for name, dtype in dtypes.items()} if precision == "auto" else {}
+    chosen = max(rates, key=lambda name: rates[name]) if rates else precision
+    return Compute(device, dtypes[chosen], {name: round(rate, 1) for name, rate in rates.items()})
+
+
+def place(model: Any, compute: Compute, max_tokens: int) -> Any:
+    """Move a model to the compute device and precision, with the attention that is faster there.
+
+    On a CPU torch's fused attention takes two to three times as long as plain products for rows below about
+    512 tokens, forward and backward (benchmarks/LOG.md); beyond, its lower memory wins.
+    """
+    plain = compute.device.type == "cpu" and max_tokens <= EAGER_TOKENS
+    model.set_attn_implementation("eager" if plain else "sdpa")
+    return model.to(compute.device, compute.dtype)
+
+
+def gemm_gflops(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) -> float:
+    """Rate of [512, 1024] x [1024, 1024] products in GFLOP/s, best of the repetitions within `seconds`."""
+    rows, width = 512, 1024
+    a = torch.randn(rows, width, device=device).to(dtype)
+    b = torch.randn(width, width, device=device).to(dtype)
+    best = float("inf")
+    deadline = time.perf_counter() + seconds
+    a @ b
+    while time.perf_counter() < deadline:
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * rows * width * width / best / 1e9

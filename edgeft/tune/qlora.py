@@ -1,0 +1,128 @@
+"""QLoRA (Dettmers et al. 2023, arXiv:2305.14314): a frozen 4-bit NF4 base and a trainable low-rank adapter.
+
+On a GPU the base stays in 4 bits and bitsandbytes dequantises it on the fly. On a CPU it is dequantised once,
+into the training precision: the same numbers, without paying for the dequantising at every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from bitsandbytes.nn.modules import Linear4bit
+from peft import LoraConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+
+from edgeft.errors import ModelError, RecipeError
+from edgeft.tune.precision import Compute
+
+
+def decoder_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+    """The linear layers of the decoder blocks, by name; embeddings and the output head are not among them."""
+    decoder = model.get_decoder()
+    prefix = next(name for name, module in model.named_modules() if module is decoder)
+    for name, module in decoder.layers.named_modules():
+        if isinstance(module, nn.Linear):
+            yield f"{prefix}.layers.{name}", module
+
+
+def nf4_round_trip(weight: torch.Tensor, double_quant: bool) -> torch.Tensor:
+    """The float32 values that a weight has after 4-bit NF4 quantisation in blocks of 64."""
+    packed, state = quantize_4bit(weight.float().contiguous(), quant_type="nf4", compress_statistics=double_quant)
+    return dequantize_4bit(packed, state).to(torch.float32)
+
+
+@torch.no_grad()
+def dequantized_base(model: Any, double_quant: bool) -> None:
+    """Replace the weights of the decoder's linears by what their 4-bit form stands for, in place."""
+    for _, linear in decoder_linears(model):
+        linear.weight.copy_(nf4_round_trip(linear.weight, double_quant))
+
+
+def load_4bit(model: Any, double_quant: bool, compute: Compute) -> Any:
+    """Turn a float32 model into a frozen 4-bit base; see the module's text for CPU and GPU."""
+    model.requires_grad_(False)
+    if compute.device.type == "cpu":
+        dequantized_base(model, double_quant)
+        return model
+    for name, linear in list(decoder_linears(model)):
+        packed = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=linear.bias is not None,
+            compute_dtype=compute.dtype,
+            compress_statistics=double_quant,
+            quant_type="nf4",
+        )
+        packed.load_state_dict(linear.state_dict())
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, packed)
+    return model.to(compute.device)
+
+
+def add_adapter(model: Any, rank: int, alpha: int, dropout: float, target_modules: tuple[str, ...], seed: int) -> Any:
+    """Put a LoRA adapter on the named linears; returns the PEFT model, whose only trainable weights are the adapter's.
+
+    Raises RecipeError for a target that the model does not have.
+    """
+    present = {name.rpartition(".")[2] for name, _ in decoder_linears(model)}
+    present |= {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear4bit)}
+    unknown = sorted(set(target_modules) - present)
+    if unknown:
+        raise RecipeError(
+            f"train.target_modules: the model has no {', '.join(unknown)}; it has {', '.join(sorted(present))}",
+            "correct target_modules",
+        )
+    torch.manual_seed(seed)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=sorted(target_modules),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def adapter_tensors(peft_model: Any, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The adapter in PEFT's file names, float32 and contiguous; `trained` holds the values by parameter name."""
+    state: dict[str, torch.Tensor] = get_peft_model_state_dict(peft_model, state_dict=trained)
+    return {name: value.detach().float().contiguous().cpu() for name, value in state.items()}
+
+
+@torch.no_grad()
+def fold_adapter(
+    model: Any, adapter: dict[str, torch.Tensor], scale: float, target_modules: tuple[str, ...]
+) -> dict[str, float | int]:
+    """Add scale * B @ A to each adapted linear of a float32 model, in place (Hu et al. 2021, arXiv:2106.09685).
+
+    Returns tensors_folded, max_abs_update. Raises ModelError if a name or shape does not fit, or one is missing.
+    """
+    linears = dict(decoder_linears(model))
+    expected = {name for name in linears if name.rpartition(".")[2] in target_modules}
+    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in adapter.items():
+        name, _, side = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
+        pairs.setdefault(name, {})[side] = value
+    if set(pairs) != expected:
+        strange = sorted(set(pairs) ^ expected)
+        raise ModelError(
+            f"the adapter does not fit the model: {len(strange)} layers differ, for example {strange[0]!r}",
+            "merge an adapter only into the base it was trained on",
+        )
+    largest = 0.0
+    for name, pair in pairs.items():
+        update = scale * (pair["lora_B"].float() @ pair["lora_A"].float())
+        weight = linears[name].weight
+        if update.shape != weight.shape:
+            raise ModelError(
+                f"the adapter does not fit: {name} is {tuple(weight.shape)}, its update {tuple(update.shape)}",
+                "merge an adapter only into the base it was trained on",
+            )
+        weight += update
+        largest = max(largest, float(update.abs().max()))
+    return {"tensors_folded": len(pairs), "max_abs_update": largest}

@@ -1,0 +1,81 @@
+"""The teacher's cached answers: top-k log-probabilities and the exact tail mass, in shards of rows.
+
+N trained positions, K kept tokens, V vocabulary. A shard holds `ids` [N, K] int32, `logp` [N, K] float16,
+`tail` [N] float32 and `count` [rows] int32 (positions per row): 6 K + 4 bytes per trained token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from edgeft.text.encode import Encoded
+from edgeft.tune.batches import collate, common_prefix, ordered_batches, trained_positions
+from edgeft.tune.losses import EVAL_TOKENS, TeacherTopK, answer_logits
+
+
+@dataclass(frozen=True)
+class RowTargets:
+    """One row's teacher probabilities at its trained positions, as in the module's text."""
+
+    ids_NK: torch.Tensor
+    logp_NK: torch.Tensor
+    tail_N: torch.Tensor
+
+
+def top_k(logits_NV: torch.Tensor, k: int) -> RowTargets:
+    """Keep the k most probable tokens of each position and the probability of all others together."""
+    logp_NK, ids_NK = torch.topk(logits_NV - logits_NV.logsumexp(1, keepdim=True), k)
+    tail_N = (1 - logp_NK.double().exp().sum(1)).clamp(0, 1).float()
+    return RowTargets(ids_NK.int(), logp_NK.half(), tail_N)
+
+
+@torch.no_grad()
+def teacher_targets(model: Any, rows: Sequence[Encoded], k: int, pad_id: int, device: torch.device) -> list[RowTargets]:
+    """Targets of each row, in the order of the rows."""
+    found: dict[int, RowTargets] = {}
+    prefix = common_prefix(rows)
+    for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
+        batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
+        kept = top_k(answer_logits(model, batch).float(), k)
+        counts = [len(trained_positions(rows[i])) for i in numbers]
+        parts = zip(*(t.cpu().split(counts) for t in (kept.ids_NK, kept.logp_NK, kept.tail_N)), strict=True)
+        found |= {row: RowTargets(*part) for row, part in zip(numbers, parts, strict=True)}
+    return [found[i] for i in range(len(rows))]
+
+
+def save_shard(path: Path, rows: Sequence[RowTargets]) -> None:
+    """Write beside, then rename, so that a shard is whole or absent."""
+    beside = path.with_suffix(".writing")
+    save_file(
+        {
+            "ids": torch.cat([row.ids_NK for row in rows]),
+            "logp": torch.cat([row.logp_NK for row in rows]),
+            "tail": torch.cat([row.tail_N for row in rows]),
+            "count": torch.tensor([len(row.tail_N) for row in rows], dtype=torch.int32),
+        },
+        beside,
+    )
+    beside.replace(path)
+
+
+def load_shard(path: Path) -> list[RowTargets]:
+    """The rows of one shard."""
+    raw = load_file(path)
+    counts = raw["count"].tolist()
+    parts = zip(*(raw[name].split(counts) for name in ("ids", "logp", "tail")), strict=True)
+    return [RowTargets(*part) for part in parts]
+
+
+def gather(rows: Sequence[RowTargets]) -> TeacherTopK:
+    """The targets of several rows, one after the other, as the loss takes them."""
+    return TeacherTopK(
+        torch.cat([row.ids_NK for row in rows]).long(),
+        torch.cat([row.logp_NK for row in rows]).float(),
+        torch.cat([row.tail_N for row in rows]),
+    )

@@ -1,0 +1,111 @@
+"""The loss against dense formulas in float64, and rows against their neighbours."""
+
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgeft.text.encode import Encoded
+from edgeft.tune.batches import collate, common_prefix
+from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
+from edgeft.tune.targets import top_k
+
+N, V, K = 70, 50, 8  # more rows than one chunk
+
+
+def logits(seed: int) -> torch.Tensor:
+    return 3 * torch.randn(N, V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def dense_kl(student: torch.Tensor, teacher: TeacherTopK) -> torch.Tensor:
+    """The same KL by autograd: kept tokens and one bucket for the rest."""
+    q = student.softmax(1)
+    p, q_kept = teacher.logp_NK.exp(), q.gather(1, teacher.ids_NK)
+    p_all = torch.cat([p, teacher.tail_N[:, None]], 1)
+    q_all = torch.cat([q_kept, 1 - q_kept.sum(1, keepdim=True)], 1)
+    return (p_all * (p_all.log() - q_all.log())).sum()
+
+
+def exact_targets(teacher_logits: torch.Tensor) -> TeacherTopK:
+    log_p = teacher_logits.log_softmax(1)
+    kept, ids = log_p.topk(K)
+    return TeacherTopK(ids, kept, 1 - kept.exp().sum(1))
+
+
+def test_the_cross_entropy_and_its_gradient_equal_torch() -> None:
+    student, labels = logits(0).requires_grad_(), torch.arange(N) % V
+    ours = answer_loss(student, labels)
+    (gradient,) = torch.autograd.grad(ours, student)
+    reference = F.cross_entropy(student, labels, reduction="sum")
+    (expected,) = torch.autograd.grad(reference, student)
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_mixed_loss_and_its_gradient_equal_the_dense_formula() -> None:
+    student, labels, teacher = logits(1).requires_grad_(), torch.arange(N) % V, exact_targets(logits(2))
+    ours = answer_loss(student, labels, teacher, kl_weight=0.3)
+    (gradient,) = torch.autograd.grad(ours, student)
+    reference = 0.3 * dense_kl(student, teacher) + 0.7 * F.cross_entropy(student, labels, reduction="sum")
+    (expected,) = torch.autograd.grad(reference, student)
+    torch.testing.assert_close(ours, reference)
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_the_kl_of_a_student_equal_to_its_teacher_is_zero_with_no_gradient() -> None:
+    student = logits(3).requires_grad_()
+    loss = answer_loss(student, torch.zeros(N, dtype=torch.long), exact_targets(student.detach()), kl_weight=1.0)
+    (gradient,) = torch.autograd.grad(loss, student)
+    assert abs(float(loss)) < 1e-9
+    assert float(gradient.abs().max()) < 1e-9
+
+
+def test_the_truncated_kl_never_exceeds_the_full_one() -> None:
+    student, teacher = logits(4), logits(5)
+    full = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="sum")
+    ours = answer_loss(student, torch.zeros(N, dtype=torch.long), exact_targets(teacher), kl_weight=1.0)
+    assert 0 < float(ours) <= float(full)
+
+
+def test_targets_keep_the_probability_mass() -> None:
+    kept = top_k(logits(6).float(), K)
+    torch.testing.assert_close(kept.logp_NK.float().exp().sum(1) + kept.tail_N, torch.ones(N), atol=2e-3, rtol=0)
+
+
+def tiny() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, attn_implementation="eager",
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def row(*own: int, trained: int = 2) -> Encoded:
+    ids = (1, 2, 3, *own)
+    return Encoded(ids, tuple(i >= len(ids) - trained for i in range(len(ids))))
+
+
+def test_a_rows_logits_do_not_depend_on_its_neighbours_or_on_the_shared_prefix() -> None:
+    model, rows = tiny(), [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14), row(15, 16, 17)]
+    assert common_prefix(rows) == 3
+    alone = torch.cat([answer_logits(model, collate([r], 0)) for r in rows])
+    together = answer_logits(model, collate(rows, 0))
+    shared = answer_logits(model, collate(rows, 0, prefix=3))
+    torch.testing.assert_close(together, alone)
+    torch.testing.assert_close(shared, alone)
+
+
+def test_gradients_flow_through_the_shared_prefix() -> None:
+    rows = [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14)]
+    gradients = []
+    for prefix in (0, 3):
+        model = tiny()
+        batch = collate(rows, 0, prefix)
+        answer_loss(answer_logits(model, batch), batch.labels_N).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
+
+
+def test_the_prefix_stops_before_the_first_position_that_is_learnt() -> None:
+    assert common_prefix([row(5, trained=1), row(5, trained=1)]) == 2

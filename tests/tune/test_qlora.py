@@ -1,0 +1,107 @@
+"""The 4-bit base and its adapter: what is trained, what is folded, what is refused."""
+
+from copy import deepcopy
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgeft.errors import ModelError, RecipeError
+from edgeft.tune.precision import Compute, choose_compute
+from edgeft.tune.qlora import adapter_tensors, add_adapter, decoder_linears, dequantized_base, fold_adapter, load_4bit
+
+CPU = Compute(torch.device("cpu"), torch.float32, {})
+TARGETS = ("q_proj", "down_proj")
+IDS = torch.arange(10)[None]
+
+
+def tiny() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def with_random_adapter(base: LlamaForCausalLM) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    model = add_adapter(base, 4, 8, 0.0, TARGETS, seed=0)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    return model, adapter_tensors(model, trained)
+
+
+def test_the_cached_base_equals_live_bitsandbytes_layers() -> None:
+    """On a CPU the base is dequantised once: it must compute what Linear4bit computes."""
+    model = tiny()
+    cached = load_4bit(deepcopy(model), True, CPU)
+    for name, linear in list(decoder_linears(model)):
+        sizes = (linear.in_features, linear.out_features)
+        live = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+        live.load_state_dict(linear.state_dict())
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, live.to("cpu"))
+    with torch.no_grad():
+        torch.testing.assert_close(cached(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_quantising_changes_the_linears_and_nothing_else() -> None:
+    model, before = tiny(), tiny().state_dict()
+    dequantized_base(model, True)
+    linears = {f"{name}.weight" for name, _ in decoder_linears(model)}
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == linears
+    assert len(linears) == 14
+
+
+def test_only_the_adapter_is_trainable() -> None:
+    model = add_adapter(load_4bit(tiny(), True, CPU), 4, 8, 0.0, TARGETS, seed=0)
+    trainable = [n for n, p in model.named_parameters() if p.requires_grad]
+    assert len(trainable) == 2 * 2 * 2
+    assert all("lora_" in n and any(t in n for t in TARGETS) for n in trainable)
+
+
+def test_folding_gives_the_function_that_was_trained() -> None:
+    base = load_4bit(tiny(), True, CPU)
+    merged = deepcopy(base)
+    model, tensors = with_random_adapter(base)
+    report = fold_adapter(merged, tensors, scale=2.0, target_modules=TARGETS)
+    with torch.no_grad():
+        trained, untrained = model(IDS).logits, load_4bit(tiny(), True, CPU)(IDS).logits
+        torch.testing.assert_close(merged(IDS).logits, trained, atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(
+            trained, untrained, atol=1e-2
+        )  # an adapter that does nothing would pass the line above
+    assert report["tensors_folded"] == 4
+    assert report["max_abs_update"] > 0
+
+
+def test_an_adapter_with_a_missing_layer_is_refused_and_names_it() -> None:
+    base = load_4bit(tiny(), True, CPU)
+    merged = deepcopy(base)
+    _, tensors = with_random_adapter(base)
+    partial = {k: v for k, v in tensors.items() if "layers.1.mlp" not in k}
+    with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj"):
+        fold_adapter(merged, partial, 2.0, TARGETS)
+
+
+def test_an_adapter_of_another_width_is_refused() -> None:
+    base = load_4bit(tiny(), True, CPU)
+    merged = deepcopy(base)
+    _, tensors = with_random_adapter(base)
+    wrong = {k: torch.zeros(4, 32) if "lora_A" in k else v for k, v in tensors.items()}
+    with pytest.raises(ModelError, match="does not fit"):
+        fold_adapter(merged, wrong, 2.0, TARGETS)
+
+
+def test_an_unknown_target_module_is_named_with_those_that_exist() -> None:
+    with pytest.raises(RecipeError, match=r"no query_key.*it has .*q_proj"):
+        add_adapter(tiny(), 4, 8, 0.0, ("query_key",), seed=0)
+
+
+def test_a_forced_precision_is_not_probed() -> None:
+    assert choose_compute("fp32").gflops == {}
+    assert choose_compute("bf16").dtype is torch.bfloat16
