@@ -25,7 +25,7 @@ BLOCK = 32
 ZERO_8 = 128  # the code of 0 where there are no zero points
 TINY = np.float32(1e-10)
 CHUNK = 4096  # blocks searched together: they stay in the processor's cache
-SHRINK = (1.0, 0.92, 0.84, 0.76)  # tried ends of a block's range, as shares of its largest and smallest weight
+SHRINK = (1.05, 1.0, 0.95, 0.9)  # tried ends of a block's range, as shares of its largest and smallest weight
 EMBEDDING_BITS = 8  # of the embedding and the head, which small bit widths hurt most
 ACCURACY_LEVEL = 4  # MatMulNBits: activations as int8, the fast kernels
 

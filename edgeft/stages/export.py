@@ -95,7 +95,10 @@ def _check(package: str, parity: Parity, max_kl: float, parts: list[Differences]
 
 
 def _check_steps(session: Session, probe: Probe, cfg: ExportNode) -> float:
-    """Mean KL of decoding with the cache, token by token, against whole rows; must be as small as against torch."""
+    """Mean KL of decoding token by token, through the cache, against whole rows.
+
+    Kernels for one token and for many round differently, each by as much as the package may differ from torch.
+    """
     rows = list(zip(probe.rows, probe.positions, strict=True))[:STEP_ROWS]
     parts: list[Differences] = []
     for (ids, at), whole_PV in zip(rows, session.score(rows), strict=True):
@@ -103,10 +106,14 @@ def _check_steps(session: Session, probe: Probe, cfg: ExportNode) -> float:
         steps += [session.step(token) for token in ids[at[0] + 1 : at[-1] + 1]]
         stepped_PV = np.stack(steps)[np.array(at) - at[0]]
         parts.append(differences(whole_PV, stepped_PV, np.array([ids[i + 1] for i in at])))
-    _check(
-        f"{cfg.format} {cfg.quant} (token by token, through its cache)", parity := summarize(parts), cfg.max_kl, parts
-    )
-    return parity.kl_mean
+    kl_mean = summarize(parts).kl_mean
+    if kl_mean > 2 * cfg.max_kl:
+        raise ParityError(
+            f"the {cfg.format} {cfg.quant} package predicts otherwise token by token, through its cache, than in whole "
+            f"rows: mean KL {kl_mean:.4g} nats, at most {2 * cfg.max_kl:g} expected",
+            "the graph or the runtime handles keys and values wrongly: export in the other format",
+        )
+    return kl_mean
 
 
 def _package_bytes(out: Path) -> int:

@@ -21,7 +21,7 @@ from edgeft.tune.batches import collate, common_prefix
 from edgeft.tune.fit import fit
 from edgeft.tune.losses import answer_logits, answer_loss, validation_loss
 from edgeft.tune.precision import choose_compute, place
-from edgeft.tune.qlora import adapter_tensors, add_adapter, load_4bit
+from edgeft.tune.qlora import adapter_config, adapter_tensors, add_adapter, load_4bit
 
 
 def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -51,10 +51,8 @@ def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Repo
     before = validate()
     weights, history = fit(model, [len(r.ids) for r in rows], loss_of, validate, cfg, out / CHECKPOINT_DIR, report)
     save_file(adapter_tensors(model, weights), out / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = model.peft_config["default"]
-    config.base_model_name_or_path = f"sha256:{inputs['model'].digest}"
-    config.inference_mode = True
-    config.save_pretrained(out)
+    settings = adapter_config(model, base_name=f"sha256:{inputs['model'].digest}")
+    (out / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True), "utf-8")
     (out / "history.json").write_text(json.dumps(asdict(history)), "utf-8")
     best = min(e["loss"] for e in history.evals)
     return {

@@ -94,6 +94,16 @@ def adapter_tensors(peft_model: Any, trained: dict[str, torch.Tensor]) -> dict[s
     return {name: value.detach().float().contiguous().cpu() for name, value in state.items()}
 
 
+def adapter_config(peft_model: Any, base_name: str) -> dict[str, Any]:
+    """What `adapter_config.json` says, as PEFT reads it; PEFT's sets in a fixed order, so that equal means equal bytes."""
+    config = {
+        **peft_model.peft_config["default"].to_dict(),
+        "base_model_name_or_path": base_name,
+        "inference_mode": True,
+    }
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
+
+
 @torch.no_grad()
 def fold_adapter(
     model: Any, adapter: dict[str, torch.Tensor], scale: float, target_modules: tuple[str, ...]

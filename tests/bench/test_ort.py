@@ -11,21 +11,18 @@ from edgeft.bench import ort
 from edgeft.bench.ort import OrtSession
 from edgeft.bench.session import open_session
 from edgeft.errors import ArtifactError, ModelError
-from edgeft.formats.onnx import build_onnx
 from tests.bench import session_checks as checks
-from tests.formats.tiny_model import write_tiny_llama
+from tests.formats.tiny_model import tiny_onnx
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_llama(tmp_path_factory.mktemp("model"))
+    return tiny_onnx(tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="module")
-def package(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("package")
-    build_onnx(model, folder)
-    return folder
+def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_onnx(tmp_path_factory)[1]
 
 
 @pytest.fixture

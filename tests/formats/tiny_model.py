@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -91,3 +93,17 @@ def make_probe(folder: Path, texts: list[str]) -> Probe:
         positions.append(list(range(len(prompt) - 1, len(prompt) + len(answer) - 1)))
         logits.append(torch_logits(folder, rows[-1])[positions[-1]])
     return Probe(rows, positions, np.concatenate(logits))
+
+
+def tiny_onnx(factory: pytest.TempPathFactory, tie: bool = True) -> tuple[Path, Path]:
+    """Folders of a tiny model and of its fp32 ONNX package; read only. A build takes seconds: once per session."""
+    return _tiny_onnx(factory.getbasetemp(), tie)
+
+
+@cache
+def _tiny_onnx(folder: Path, tie: bool) -> tuple[Path, Path]:
+    from edgeft.formats.onnx import build_onnx
+
+    model = write_tiny_llama(folder / f"tiny-{tie}", tie=tie)
+    build_onnx(model, folder / f"tiny-onnx-{tie}")
+    return model, folder / f"tiny-onnx-{tie}"

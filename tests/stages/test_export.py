@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
+from edgeft.bench.llamacpp import LlamaCppSession
+from edgeft.bench.session import Logits
+from edgeft.errors import ParityError
+from edgeft.formats import onnx
+from edgeft.formats.probe import Probe
+from edgeft.plan import ExportNode
+from edgeft.progress import Reporter
+from edgeft.recipe import ExportSettings
+from edgeft.stages import export
+from tests.formats.tiny_model import TEXTS, make_probe, tiny_onnx, write_tiny_llama
+
+METRICS = {
+    "format", "quant", "runtime", "bytes", "parameters", "bits_per_weight", "tensor_types", "step_kl_mean", "threshold",
+    "kl_mean", "kl_p99", "kl_max", "top1", "perplexity", "perplexity_reference", "n_positions",
+}  # fmt: skip
+TINY_KL = {"f16": 0.001, "q8_0": 0.05, "fp32": 1e-4, "int8": 0.05, "int4": 2.0}
+
+
+def finish(folder: Path, kind: str) -> Artifact:
+    """Make a folder an artifact."""
+    write_manifest(folder, Manifest(kind, kind, "0" * 16, {}, {}, scan_files(folder)))
+    return open_artifact(folder)
+
+
+def probe_artifact(folder: Path, probe: Probe) -> Artifact:
+    folder.mkdir()
+    probe.save(folder)
+    return finish(folder, "probe")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    folder = tmp_path_factory.mktemp("inputs")
+    model = write_tiny_llama(folder / "model")
+    return {"model": finish(model, "model"), "probe": probe_artifact(folder / "probe", make_probe(model, TEXTS * 2))}
+
+
+@pytest.fixture
+def ready_build(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The tiny model's ONNX build, made once for all tests, in place of a new one."""
+    package = tiny_onnx(tmp_path_factory)[1]
+
+    def build(model: Path, out: Path) -> None:
+        names = tuple(path.name for path in package.iterdir())
+        onnx.copy_files(package, out, names)
+
+    monkeypatch.setattr(onnx, "build_onnx", build)
+
+
+def run(inputs: dict[str, Artifact], fmt: str, quant: str, out: Path, max_kl: float | None = None) -> dict[str, Any]:
+    out.mkdir(parents=True, exist_ok=True)
+    cfg = ExportNode(format=fmt, quant=quant, max_kl=TINY_KL[quant] if max_kl is None else max_kl)
+    return export.run(cfg, inputs, out, Reporter("export", out))
+
+
+@pytest.mark.parametrize(
+    ("fmt", "full", "quants"), [("gguf", "f16", ["q8_0"]), ("onnx", "fp32", ["int8", "int4"])], ids=["gguf", "onnx"]
+)
+def test_every_package_is_written_and_measured(
+    fmt: str, full: str, quants: list[str], inputs: dict[str, Artifact], ready_build: None, tmp_path: Path
+) -> None:
+    metrics = {full: run(inputs, fmt, full, tmp_path / full)}
+    whole = {**inputs, "full": finish(tmp_path / full, "package")}
+    for quant in quants:
+        metrics[quant] = run(whole, fmt, quant, tmp_path / quant)
+    for quant, found in metrics.items():
+        assert found.keys() == METRICS
+        assert (found["format"], found["quant"], found["threshold"]) == (fmt, quant, TINY_KL[quant])
+        assert found["n_positions"] == len(Probe.load(inputs["probe"].path).logits_PV)
+        files = scan_files(tmp_path / quant)
+        assert found["bytes"] == sum(f.size for name, f in files.items() if not name.startswith("log/"))
+        weights = sum(f.size for name, f in files.items() if name.startswith("model."))
+        assert found["bits_per_weight"] == pytest.approx(weights * 8 / found["parameters"])
+        assert found["step_kl_mean"] < 1e-2
+    sizes = [m["bytes"] for m in metrics.values()]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+    assert metrics[full]["kl_mean"] < min(metrics[q]["kl_mean"] for q in quants)
+
+
+def test_a_package_of_another_model_is_refused_with_all_figures(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    other = finish(write_tiny_llama(tmp_path / "other", seed=1), "model")
+    with pytest.raises(ParityError, match=r"mean KL \d.*at most 0\.001 .*top-1 agreement .*%, worst row .* \d"):
+        run({**inputs, "model": other}, "gguf", "f16", tmp_path / "out")
+
+
+def test_the_worst_row_is_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    probe = Probe.load(inputs["probe"].path)
+    start = sum(len(at) for at in probe.positions[:5])
+    probe.logits_PV[start : start + len(probe.positions[5])] *= -1
+    altered = probe_artifact(tmp_path / "probe", probe)
+    with pytest.raises(ParityError, match="worst row of the probe 5 "):
+        run({**inputs, "probe": altered}, "gguf", "f16", tmp_path / "out")
+
+
+def test_the_limit_decides(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    kl = run(inputs, "gguf", "f16", tmp_path / "a")["kl_mean"]
+    run(inputs, "gguf", "f16", tmp_path / "b", max_kl=kl * 1.01)
+    with pytest.raises(ParityError):
+        run(inputs, "gguf", "f16", tmp_path / "c", max_kl=kl * 0.99)
+
+
+def test_a_model_that_predicts_nan_fails(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "model")
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.3.mlp.down_proj.weight"] *= np.float32(3e37)
+    save_file(weights, model / "model.safetensors")
+    with pytest.raises(Exception, match="not finite|values beyond f16"):
+        run({**inputs, "model": finish(model, "model")}, "gguf", "f16", tmp_path / "out")
+
+
+def test_nan_logits_are_no_agreement(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = LlamaCppSession.score
+
+    def score(self: LlamaCppSession, rows: Any) -> Any:
+        for logits in real(self, rows):
+            logits[-1, 0] = np.nan
+            yield logits
+
+    monkeypatch.setattr(LlamaCppSession, "score", score)
+    with pytest.raises(ParityError, match="not finite"):
+        run(inputs, "gguf", "f16", tmp_path / "out")
+
+
+def test_a_cache_that_loses_tokens_is_found(
+    inputs: dict[str, Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = LlamaCppSession.step
+
+    def forgetful(self: LlamaCppSession, token: int) -> Logits:
+        self.reset()
+        return real(self, token)
+
+    monkeypatch.setattr(LlamaCppSession, "step", forgetful)
+    with pytest.raises(ParityError, match="token by token"):
+        run(inputs, "gguf", "f16", tmp_path / "out")
+
+
+def test_another_chat_template_breaks_the_prompt_contract(
+    inputs: dict[str, Artifact], tmp_path: Path, ready_build: None
+) -> None:
+    model = write_tiny_llama(tmp_path / "model")
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.jinja").write_text(template.replace("assistant", "bot"))
+    with pytest.raises(ParityError, match="the prompt of 'Hello' differs"):
+        run({**inputs, "model": finish(model, "model")}, "onnx", "fp32", tmp_path / "out")
+
+
+def test_the_same_inputs_give_the_same_digest(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    for name in "ab":
+        run(inputs, "gguf", "f16", tmp_path / name)
+    assert finish(tmp_path / "a", "package").digest == finish(tmp_path / "b", "package").digest
+
+
+@pytest.mark.slow
+def test_all_types_of_the_real_model_stay_within_the_default_limits(smollm2: Path, tmp_path: Path) -> None:
+    limits = ExportSettings().max_kl
+    (tmp_path / "model").mkdir()
+    for path in smollm2.iterdir():
+        (tmp_path / "model" / path.name).symlink_to(path)
+    questions = ["What is the capital of France?", "Write one sentence about the sea, please."]
+    inputs = {
+        "model": finish(tmp_path / "model", "model"),
+        "probe": probe_artifact(tmp_path / "probe", make_probe(smollm2, questions)),
+    }
+    bits: dict[str, float] = {}
+    for fmt, quants in (("gguf", ("f16", "q8_0", "q4_k_m")), ("onnx", ("fp32", "int8", "int4"))):
+        given = dict(inputs)
+        for quant in quants:
+            metrics = run(given, fmt, quant, tmp_path / quant, max_kl=limits[quant])  # type: ignore[index]
+            print(metrics)
+            bits[quant] = metrics["bits_per_weight"]
+            given.setdefault("full", finish(tmp_path / quant, "package"))
+    assert bits["int8"] < 9.5 and bits["int4"] < 6.5 and bits["q8_0"] < 9 and 32 <= bits["fp32"] < 32.3

@@ -1,0 +1,149 @@
+"""A tiny random model through the real stages and runtimes: data in, report out; killed, resumed, and told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from edgeft.artifact import Artifact, open_artifact, verify
+from tests.text.tiny import tiny_tokenizer, write_tokenizer
+
+ROOT = Path(__file__).parent.parent
+INTENTS = ("open", "close", "track")
+VOCAB = 261  # 256 bytes, three special tokens, two merged pairs
+
+
+def write_rows(path: Path, start: int, count: int) -> None:
+    with path.open("w") as f:
+        for i in range(start, start + count):
+            intent = INTENTS[i % 3]
+            answer = json.dumps({"intent": intent, "entities": {"id": str(i)}}) + f"\nok {i}"
+            word = "abcdefghij"[i % 10] + "klmnopqrst"[i // 10 % 10] + "uvwxyz"[i // 100]
+            messages = [{"role": "user", "content": f"{intent} {word} {i}"}, {"role": "assistant", "content": answer}]
+            f.write(json.dumps({"messages": messages, "meta": {"entities": {"id": str(i)}}}) + "\n")
+
+
+def byte_tokenizer_with_merges() -> Tokenizer:
+    """llama.cpp refuses a vocabulary without merges."""
+    raw = json.loads(tiny_tokenizer().to_str())
+    raw["model"]["vocab"] |= {"ok": 259, "en": 260}
+    raw["model"]["merges"] = [["o", "k"], ["e", "n"]]
+    return Tokenizer.from_str(json.dumps(raw))
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe over a tiny random Llama with a byte tokenizer and 60 rows."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB, hidden_size=64, intermediate_size=128, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, tie_word_embeddings=True,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    write_tokenizer(folder / "model", tokenizer=byte_tokenizer_with_merges())
+    for split, start, count in (("train", 0, 60), ("validation", 100, 16), ("test", 200, 12)):
+        write_rows(folder / f"{split}.jsonl", start, count)
+    loop = {"epochs": 2, "batch_rows": 8, "evaluations": 2, "checkpoint_minutes": 0, "precision": "fp32"}
+    settings = {
+        "name": "tiny",
+        "base": {"model": "./model"},
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+        "train": {**loop, "lr": 0.01, "rank": 4},
+        "student": {"layers": 2},
+        "targets": {"top_k": 8, "shard_rows": 20, "precision": "fp32"},
+        "distill": {**loop, "lr": 0.003},
+        "export": {"gguf": ["f16"], "onnx": ["fp32"], "probe_rows": 8},
+        "bench": {
+            "threads": 1, "prompt_tokens": 16, "decode_tokens": 4, "repeats": 3, "max_new_tokens": 8, "few_shot": 2,
+        },  # fmt: skip
+    }
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def command(recipe: Path, runs: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "edgeft", "run", str(recipe), "--runs", str(runs), *more]
+
+
+def edgeft(recipe: Path, runs: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(recipe, runs, *more), cwd=ROOT, capture_output=True, text=True, timeout=280)
+
+
+def artifact(runs: Path, stage: str) -> Artifact:
+    (folder,) = runs.glob(f"{stage}-*[0-9a-f]")
+    return open_artifact(folder)
+
+
+def kill_during(stage: str, recipe: Path, runs: Path, to: str) -> None:
+    """Start the run and kill -9 it as soon as `stage` has done three steps."""
+    process = subprocess.Popen(
+        command(recipe, runs, "--to", to), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        lines = [p.read_text().count("\n") for p in runs.glob(f"{stage}-*.partial/log/metrics.jsonl")]
+        if lines and lines[0] >= 3:
+            break
+        assert process.poll() is None, f"the run ended before {stage} could be killed"
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not list(runs.glob(f"{stage}-*/manifest.json"))
+
+
+def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(recipe: Path, tmp_path: Path) -> None:
+    unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
+    done = edgeft(recipe, unbroken, "--to", "distill")
+    assert done.returncode == 0, done.stderr
+    for stage in ("train", "distill"):
+        kill_during(stage, recipe, broken, "distill")
+    done = edgeft(recipe, broken, "--to", "distill")
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step" in done.stdout + done.stderr
+    for stage in ("train", "merge", "distill"):
+        assert artifact(broken, stage).digest == artifact(unbroken, stage).digest, stage
+
+
+def test_a_whole_run_ends_in_a_table_and_a_report_and_costs_nothing_twice(recipe: Path, tmp_path: Path) -> None:
+    done = edgeft(recipe, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "report.html" in done.stdout
+    report = artifact(tmp_path, "report")
+    rows = {(r["name"], r["format"], r["quant"]): r for r in report.read_json("table.json")}
+    assert {name for name, _, _ in rows} == {"teacher", "student", "base_fewshot", "svm"}
+    student = rows["student", "gguf", "f16"]
+    assert student["bytes"] < rows["teacher", "gguf", "f16"]["bytes"]
+    assert student["n"] == 12
+    assert student["kl_mean"] < 0.001
+    assert student["joint_exact_match"][1] <= student["joint_exact_match"][0] <= student["joint_exact_match"][2]
+    assert student["decode_tps"] > 0 and student["ttft_s"] > 0 and student["peak_rss_bytes"] > 1e6
+    assert rows["svm", None, None]["decode_tps"] is None and rows["svm", None, None]["absent"]["decode_tps"]
+    assert all(not verify(open_artifact(p.parent)) for p in tmp_path.glob("*/manifest.json"))
+
+    start = time.monotonic()
+    again = edgeft(recipe, tmp_path)
+    assert again.returncode == 0
+    assert time.monotonic() - start < 10
+    assert "done in" not in again.stdout + again.stderr
+
+
+def test_a_package_that_disagrees_with_its_model_fails_the_export(recipe: Path, tmp_path: Path) -> None:
+    done = edgeft(recipe, tmp_path, "--to", "teacher-gguf-f16", "--set", "export.max_kl.f16=1e-12")
+    assert done.returncode == 2
+    assert "does not agree with the torch model" in done.stderr
+    assert not list(tmp_path.glob("export-*/manifest.json"))
+    assert artifact(tmp_path, "merge")  # what was finished stays
