@@ -49,7 +49,8 @@ def check_contract(session: Session, chat: ChatTokenizer) -> int:
 
 def _same(what: str, found: Any, expected: Any) -> None:
     if found != expected:
-        at = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), 0)
+        shorter = min(len(found), len(expected))
+        at = next((i for i in range(shorter) if found[i] != expected[i]), shorter)
         raise ParityError(
             f"{what} differs from the model's own at {at}: {found[at : at + 8]!r}, expected {expected[at : at + 8]!r}",
             "the runtime cuts this tokenizer's text in another way; export in the other format",

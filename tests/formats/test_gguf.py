@@ -122,6 +122,16 @@ def test_the_end_of_turn_is_eos_even_if_the_tokenizer_names_another(tmp_path: Pa
     assert value(tmp_path / "model.gguf", "tokenizer.ggml.eos_token_id") == 2
 
 
+@pytest.mark.parametrize("drop", ["rope_theta", "rope_parameters"])
+def test_the_rope_base_is_found_where_either_transformers_version_writes_it(drop: str, tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config[drop]
+    (model / "config.json").write_text(json.dumps(config))
+    write_gguf(model, tmp_path / "model.gguf", "f32")
+    assert value(tmp_path / "model.gguf", "llama.rope.freq_base") == 5000.0
+
+
 def test_f32_predicts_exactly_what_torch_predicts(model: Path, f32: Path) -> None:
     found = parity(f32, model, "f32")
     assert found.kl_max < 1e-6 and found.top1 == 1.0

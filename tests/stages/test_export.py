@@ -179,7 +179,6 @@ def test_all_types_of_the_real_model_stay_within_the_default_limits(smollm2: Pat
         given = dict(inputs)
         for quant in quants:
             metrics = run(given, fmt, quant, tmp_path / quant, max_kl=limits[quant])  # type: ignore[index]
-            print(metrics)
             bits[quant] = metrics["bits_per_weight"]
             given.setdefault("full", finish(tmp_path / quant, "package"))
     assert bits["int8"] < 9.5 and bits["int4"] < 6.5 and bits["q8_0"] < 9 and 32 <= bits["fp32"] < 32.3
