@@ -55,6 +55,7 @@ def run(
     if dry_run:
         _print_table(["stage", "state", "folder"], commands.plan_rows(pipeline, to))
         return
+    commands.quiet_libraries()
     with commands.disk_errors(runs):
         made = pipeline.run(to)
     if "report" in made:

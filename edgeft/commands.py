@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import logging
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,6 +165,12 @@ def _check_base(recipe: Recipe) -> list[str]:
     if base.sha256 and path.is_file() and file_sha256(path) != base.sha256.lower():
         raise ModelError(f"base.model {path}: sha256 is {file_sha256(path)}, the recipe says {base.sha256}")
     return [f"base.model: {path}"]
+
+
+def quiet_libraries() -> None:
+    """Keep warnings that no user can act on (a kernel that only a hub has, names that will change) off the screen."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from edgeft.bench.axes import Scale, fit_scale, tick_text
 
 WIDTH, HEIGHT = 460, 320
 LEFT, RIGHT, TOP, BOTTOM = 46, 446, 30, 276  # the plot's edges
-LETTER = 6.3  # width of a label's letter in pixels, about
+LETTER = 6.0  # width of a label's letter in pixels, about
 Element = ElementTree.Element
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
@@ -53,12 +53,13 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, small_x: bool, 
     boxes: list[Box] = []
     for p in points:
         px, py = x(p.x), min(y(p.y), BOTTOM - 6.0)
-        boxes += [(px - 5, py - 5, px + 5, py + 5)]
+        reach = 9 if p in front else 5
+        boxes += [(px - reach, py - reach, px + reach, py + reach)]
         if p.y >= low:
             boxes += [(px - 1, y(p.high), px + 1, y(max(p.low, low)))]
         _mark(svg, p, px, py, y, low, p in front)
     for p in sorted(points, key=lambda p: p not in front):
-        text = p.label if p.y >= low else f"{p.label} {p.y:.0f} \N{DOWNWARDS ARROW}"
+        text = p.label if p.y >= low else f"{p.label} {p.y:.0f}% \N{DOWNWARDS ARROW}"
         _label(svg, text, x(p.x), min(y(p.y), BOTTOM - 6.0), boxes)
     return _text_of(svg)
 
@@ -139,18 +140,18 @@ def _mark(svg: Element, p: Point, px: float, py: float, y: Scale, low: float, on
     if on_front:
         _add(group, "circle", cx=px, cy=py, r=9, **{"class": "ring"})
     if p.square:
-        _add(group, "rect", x=px - 4.5, y=py - 4.5, width=9, height=9)
+        _add(group, "rect", x=px - 4.5, y=py - 4.5, width=9, height=9, **{"class": "dot"})
     else:
-        _add(group, "circle", cx=px, cy=py, r=5)
+        _add(group, "circle", cx=px, cy=py, r=5, **{"class": "dot"})
 
 
 def _label(svg: Element, text: str, px: float, py: float, taken: list[Box]) -> None:
     """Write `text` beside a point where it covers nothing; leave it out if there is no such place (hover shows it)."""
     width = LETTER * len(text)
-    places = [(px + 9, py + 4), (px - 9 - width, py + 4), (px - width / 2, py - 11), (px - width / 2, py + 20),
-              (px + 7, py - 8), (px + 7, py + 16), (px - 7 - width, py - 8), (px - 7 - width, py + 16)]  # fmt: skip
+    places = [(px + 11, py + 4), (px - 11 - width, py + 4), (px - width / 2, py - 13), (px - width / 2, py + 21),
+              (px + 8, py - 10), (px + 8, py + 18), (px - 8 - width, py - 10), (px - 8 - width, py + 18)]  # fmt: skip
     for left, base in places:
-        box = (left, base - 10, left + width, base + 3)
+        box = (left, base - 8, left + width, base + 2)
         inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 12 and box[3] <= BOTTOM
         if inside and not any(_overlap(box, other) for other in taken):
             taken.append(box)

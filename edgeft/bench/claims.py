@@ -49,9 +49,9 @@ def pair(rows: Sequence[Row]) -> tuple[Row, Row] | None:
 
 
 def pick(rows: Sequence[Row]) -> Row | None:
-    """The smallest package of ours whose joint exact match lies inside the best one's 95% interval."""
+    """Our smallest package whose joint exact match lies inside the best one's 95% interval; None if all are 0."""
     ours = [r for r in rows if r["name"] in ("teacher", "student") and r["joint_exact_match"] and r["bytes"]]
-    if not ours:
+    if not any(r["joint_exact_match"][0] for r in ours):
         return None
     best = max(ours, key=lambda r: (r["joint_exact_match"][0], -r["bytes"]))
     good = [r for r in ours if r["joint_exact_match"][0] >= best["joint_exact_match"][1]]
@@ -87,7 +87,7 @@ def _student_claims(rows: Sequence[Row], joint_hits: dict[str, list[bool]]) -> l
 def _pick_claim(row: Row) -> Claim:
     speed = f", {row['decode_tps']:.0f} tokens/s" if row["decode_tps"] else ""
     return Claim(
-        f"{row['bytes'] / 1e6:.0f} MB",
+        f"{row['bytes'] / 1e6:.3g} MB",
         f"is the smallest package not measurably worse than the best: {key_of(row)}",
         f"joint exact match {_share(row)}, inside the best package's 95% interval{speed}",
     )

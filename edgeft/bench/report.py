@@ -28,6 +28,7 @@ from edgeft.bench.table import (
 Row = dict[str, Any]
 TEMPLATE = "report.html.j2"
 NUM_WEAK_LABELS = 8
+OURS = ("teacher", "student")
 GROUPS = {"speed and memory": SPEED_FIELDS, "accuracy": ACCURACY_FIELDS}
 
 LIMITS = (
@@ -150,7 +151,7 @@ def _point(row: Row, x: float, rows: Sequence[Row]) -> Point:
         f"{key_of(row)}: {value:.1f}% ({low:.1f}-{high:.1f}), {cell(row, 'bytes', 1e-6)} MB, "
         f"{cell(row, 'decode_tps')} tokens/s"
     )
-    label = row["quant"] or row["name"]
+    label = row["quant"] if row["name"] in OURS else row["name"]
     return Point(x, value, low, high, label, title, _models(rows).index(row["name"]), row["format"] == "onnx")
 
 

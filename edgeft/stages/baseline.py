@@ -7,11 +7,11 @@ from typing import Any
 
 from edgeft.artifact import Artifact
 from edgeft.bench import svm
+from edgeft.bench.records import write_result
 from edgeft.bench.table import FIELDS, make_row
 from edgeft.bench.task import Task
 from edgeft.plan import BaselineNode
 from edgeft.progress import Reporter
-from edgeft.stages.bench import write_report
 from edgeft.text.encode import read_rows
 
 NO_MODEL = "a linear classifier is no package: it names the label and writes no answer"
@@ -24,5 +24,5 @@ def run(cfg: BaselineNode, inputs: dict[str, Artifact], out: Path, report: Repor
     report.note(f"fitting on {len(train)} rows")
     results, figures, absent = svm.evaluate(train, test, Task(cfg.task.label, cfg.task.fields))
     row = make_row({"runtime": "scikit-learn", **figures}, {**dict.fromkeys(FIELDS, NO_MODEL), **absent})
-    write_report(out, row, results)
+    write_result(out, row, results)
     return {key: row[key] for key in ("n", "intent_accuracy", "intent_macro_f1")}

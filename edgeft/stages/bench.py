@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import LOG_DIR, Artifact
+from edgeft.bench.records import write_lines, write_result
 from edgeft.bench.run import bench_package
 from edgeft.plan import BenchNode
 from edgeft.progress import Reporter
@@ -25,18 +25,8 @@ def run(cfg: BenchNode, inputs: dict[str, Artifact], out: Path, report: Reporter
         read_rows(dataset.file("train.jsonl")) if cfg.few_shot else None,
         report,
     )
-    write_report(out, measured["row"], measured["rows"])
+    write_result(out, measured["row"], measured["rows"])
     (out / LOG_DIR).mkdir(exist_ok=True)
-    _write_lines(out / LOG_DIR / "samples.jsonl", measured["samples"])
+    write_lines(out / LOG_DIR / "samples.jsonl", measured["samples"])
     (out / LOG_DIR / "host.json").write_text(json.dumps(measured["host"], indent=1) + "\n", "utf-8")
     return {key: measured["row"][key] for key in ("n", "joint_exact_match", "decode_tps", "bytes")}
-
-
-def write_report(out: Path, row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    """The two files that every measuring stage leaves behind."""
-    (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", "utf-8")
-    _write_lines(out / "rows.jsonl", rows)
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), "utf-8")

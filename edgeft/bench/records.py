@@ -1,0 +1,18 @@
+"""The files that a measurement leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+
+def write_result(out: Path, row: dict[str, Any], rows: Iterable[dict[str, Any]]) -> None:
+    """result.json (one row of the table) and rows.jsonl (one line per test row)."""
+    (out / "result.json").write_text(json.dumps(row, indent=1) + "\n", "utf-8")
+    write_lines(out / "rows.jsonl", rows)
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), "utf-8")

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from edgeft.bench.report import RunRecord, flat, joint_hits, render
+from edgeft.bench.stats import wilson
+from edgeft.bench.table import FIELDS, SPEED_FIELDS, make_row
+
+VOID = {"meta", "br", "hr", "img", "input", "link"}
+
+
+class Page(HTMLParser):
+    """Fails on unbalanced tags; keeps text, attributes and titles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, text: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text.append(text)
+
+    def says(self, text: str) -> bool:
+        return text in re.sub(r"\s+", " ", "".join(self.text))
+
+
+def package(name: str, fmt: str, quant: str, hits: int, megabytes: float, tps: float) -> dict[str, Any]:
+    values = {
+        "name": name, "format": fmt, "quant": quant, "bytes": int(megabytes * 1e6), "decode_tps": tps, "n": 100,
+        "n_json": 100, "joint_exact_match": wilson(hits, 100), "kl_mean": 0.0123, "top1": 0.97,
+        "conditions": {"threads": 2, "few_shot": 0}, "package": "export-1", "digest": "ab" * 32,
+    }  # fmt: skip
+    return make_row(values, dict.fromkeys(FIELDS, "left out in this test"))
+
+
+def svm() -> dict[str, Any]:
+    values = {"name": "svm", "n": 100, "n_json": 100, "intent_accuracy": wilson(80, 100)}
+    return make_row(values, dict.fromkeys(FIELDS, "a classifier is no package"))
+
+
+def history() -> dict[str, Any]:
+    steps = [{"step": i, "loss": 3 / i, "lr": 0.1} for i in range(1, 41)]
+    return {"steps": steps, "evals": [{"step": 20, "loss": 0.2}, {"step": 40, "loss": 0.1}], "best_step": 40}
+
+
+def hit_rows(hits: int) -> list[dict[str, Any]]:
+    return [
+        {"joint_correct": i < hits, "intent_correct": i < hits + 5, "slices": {"label": f"label-{i // 10}"}}
+        for i in range(100)
+    ]
+
+
+def record(**more: Any) -> RunRecord:
+    values: dict[str, Any] = {
+        "name": "demo",
+        "rows": [
+            package("student", "gguf", "q8_0", 88, 87, 260),
+            package("teacher", "gguf", "q8_0", 93, 145, 150),
+            package("student", "onnx", "int4", 70, 60, 400),
+            svm(),
+        ],
+        "curves": {"train": history(), "distill": history()},
+        "merge": {"tensors_folded": 210, "into": "dequantized"},
+        "dataset": {"splits": {"train": {"kept": 2981}}, "warnings": {"w": "3 rows differ"}},
+        "host": {"cpu": "Test CPU", "threads": 2, "ram_bytes": 16e9, "absent": {"governor": "no cpufreq"}},
+        "artifacts": [{"name": "train", "kind": "adapter", "digest": "cd" * 32, "path": "runs/train-1"}],
+        "test_rows": {"student gguf q8_0": hit_rows(88), "teacher gguf q8_0": hit_rows(93)},
+    }
+    return RunRecord(**{**values, **more})
+
+
+def test_the_page_is_well_formed_and_holds_every_part() -> None:
+    page = Page(render(record()))
+    parts = ("All packages", "Accuracy against size and speed", "Learning curves", "Parity", "Merge", "Data", "Host")
+    for part in (*parts, "What was not measured", "Artifacts", "Where it still errs"):
+        assert page.says(part), part
+    assert sum(tag == "figure" for tag, _ in page.tags) == 4
+    for text in ("Test CPU", "16,000 MB", "2,981", "3 rows differ", "no cpufreq", "runs/train-1", "cdcdcdcdcdcdcdcd"):
+        assert page.says(text), text
+
+
+def test_the_page_needs_no_network() -> None:
+    html = render(record())
+    page = Page(html)
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    assert not any(name in ("src", "href", "srcset") for _, attributes in page.tags for name in attributes)
+    assert "url(" not in html and "@import" not in html
+
+
+def test_headlines_are_computed_from_the_rows() -> None:
+    assert Page(render(record())).says("94.6%of the teacher's joint exact match")
+    worse = [package("student", "gguf", "q8_0", 44, 87, 260), package("teacher", "gguf", "q8_0", 88, 145, 150)]
+    assert Page(render(record(rows=worse))).says("50.0%of the teacher's joint exact match")
+
+
+def test_an_absent_figure_is_a_dash_that_says_why() -> None:
+    page = Page(render(record()))
+    reasons = {attributes.get("title") for tag, attributes in page.tags if tag == "abbr"}
+    assert reasons == {"left out in this test", "a classifier is no package"}
+    assert page.says("svm: ")
+    assert page.says("a classifier is no package")  # on a phone nothing hovers
+
+
+def test_whole_groups_of_absent_figures_are_named_by_one_word() -> None:
+    page = Page(render(record(rows=[svm()])))
+    assert page.says("speed and memory")
+    assert not page.says(SPEED_FIELDS[3])
+
+
+def test_every_text_is_escaped() -> None:
+    evil = "<script>alert(1)</script>"
+    row = {**package(evil, "gguf", "q8_0", 90, 87, 260), "quant": evil, "absent": {"load_s": evil}}
+    rows = [{**r, "slices": {"label": evil}} for r in hit_rows(90)]
+    html = render(
+        record(
+            name=evil,
+            rows=[row, package("teacher", "gguf", "q8_0", 90, 8, 2)],
+            merge={evil: evil},
+            dataset={"warnings": {"w": evil}, evil: [evil]},
+            host={"cpu": evil, "absent": {evil: evil}},
+            artifacts=[dict.fromkeys(("name", "kind", "digest", "path"), evil)],
+            curves={evil: history()},
+            test_rows={"teacher gguf q8_0": rows},
+        )  # fmt: skip
+    )
+    Page(html)
+    assert "<script" not in html
+    assert html.count("&lt;script") > 12
+
+
+def test_a_run_without_student_curves_or_json_still_has_a_page() -> None:
+    values = {"name": "teacher", "format": "gguf", "quant": "f16", "bytes": 5, "decode_tps": 1.0, "n": 3}
+    row = make_row(values, dict.fromkeys(FIELDS, "no reference answer starts with JSON"))
+    page = Page(render(RunRecord(name="bare", rows=[row])))
+    assert page.says("bare")
+    assert not page.says("Learning curves")
+    assert not page.says("Accuracy against size")
+
+
+def test_weak_labels_are_those_with_misses() -> None:
+    page = Page(render(record(rows=[package("teacher", "gguf", "q8_0", 93, 145, 150)])))
+    assert page.says("label-9")
+    assert not page.says("label-3")
+
+
+def test_joint_hits_leave_out_rows_without_a_gold_answer() -> None:
+    assert joint_hits(
+        {"a": [{"joint_correct": True}, {"joint_correct": None}, {"joint_correct": False}], "svm": [{}]}
+    ) == {
+        "a": [True, False],
+        "svm": [],
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({"a": {"b": 1234567}}, [("a.b", "1,234,567")]),
+        ({"x_bytes": 5_000_000}, [("x_bytes", "5 MB")]),
+        ({"x": [1, "two"], "y": []}, [("x", "1, two"), ("y", "none")]),
+        ({"x": True, "y": None, "z": 0.123456}, [("x", "yes"), ("y", "unknown"), ("z", "0.1235")]),
+    ],
+)
+def test_nested_records_become_names_and_texts(value: Any, shown: list[tuple[str, str]]) -> None:
+    assert flat(value) == shown
