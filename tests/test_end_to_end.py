@@ -67,7 +67,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "distill": {**loop, "lr": 0.003},
         "export": {"gguf": ["f16"], "onnx": ["fp32"], "probe_rows": 8},
         "bench": {
-            "threads": 1, "prompt_tokens": 16, "decode_tokens": 4, "repeats": 3, "max_new_tokens": 8, "few_shot": 2,
+            "threads": 1,
+            "prompt_tokens": 16,
+            "decode_tokens": 4,
+            "repeats": 3,
+            "max_new_tokens": 8,
+            "few_shot": 2,
         },  # fmt: skip
     }
     path = folder / "tiny.yaml"

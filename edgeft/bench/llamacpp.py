@@ -16,10 +16,10 @@ import llama_cpp as lib
 import numpy as np
 
 from edgeft.bench.llama_context import Context, Model, Tokens
-from edgeft.bench.prefix import common_prefix
 from edgeft.bench.session import Logits, Messages
 from edgeft.errors import DataError, ModelError
 from edgeft.text.chat import render_template
+from edgeft.text.prefix import common_prefix
 
 SLOTS = 16  # sequences decoded together
 SCORE_TOKENS = 512  # tokens of teacher-forced rows per call: enough to fill the matrix products

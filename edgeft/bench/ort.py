@@ -15,10 +15,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgeft.bench.prefix import common_prefix
 from edgeft.bench.session import Logits, Messages
 from edgeft.errors import DataError, ModelError
 from edgeft.text.chat import ChatTokenizer
+from edgeft.text.prefix import common_prefix
 
 SLOTS = 16  # rows decoded together
 CACHE_BYTES = 1 << 29  # most memory of the batch's keys and values; long rows get fewer slots

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from edgeft.errors import ModelError
-from edgeft.text.chat import TEMPLATE_FILE, read_template
+from edgeft.text.chat import TEMPLATE_FILE, read_json, read_template
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,7 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
     """Copy tokenizer.json, tokenizer_config.json and the chat template into `folder`, in the clean layout."""
     if not (source / "tokenizer.json").is_file():
         raise ModelError(f"{source} has no tokenizer.json", "save the model with its fast tokenizer")
-    settings = _read_json(source / "tokenizer_config.json")
+    settings = read_json(source / "tokenizer_config.json")
     kept = {k: v for k, v in settings.items() if k not in PRIVATE_TOKENIZER_KEYS}
     template = read_template(source)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
@@ -134,7 +134,7 @@ def clean_config(config: dict[str, Any]) -> dict[str, Any]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder. Raises ModelError if there is none."""
-    return _read_json(folder / "config.json")
+    return read_json(folder / "config.json")
 
 
 def count_parameters(folder: Path) -> int:
@@ -162,17 +162,5 @@ def _copy_generation_config(source: Path, folder: Path) -> None:
         ids = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
         write_json(folder / path.name, {k: v for k, v in ids.items() if v is not None})
         return
-    settings = _read_json(path)
+    settings = read_json(path)
     write_json(folder / path.name, {k: v for k, v in settings.items() if k not in PRIVATE_CONFIG_KEYS})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file", "name a complete Hugging Face model folder")
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON: {error}", "fetch the model again") from None
-    if not isinstance(value, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {type(value).__name__}", "fetch the model again")
-    return value

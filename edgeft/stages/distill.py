@@ -16,7 +16,7 @@ from edgeft.progress import Reporter
 from edgeft.recipe import DistillSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
-from edgeft.tune.batches import collate, common_prefix
+from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
 from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss, validation_loss
 from edgeft.tune.precision import choose_compute, place
@@ -32,7 +32,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     )
     shards = inputs["targets"].read_json("index.json")["shards"]
     targets = [row for shard in shards for row in load_shard(inputs["targets"].file(shard))]
-    prefix = common_prefix(rows)
+    prefix = shared_tokens(rows)
     compute = choose_compute(cfg.precision)
     model = place(load_model(inputs["model"].path, compute.dtype), compute, cfg.max_tokens)
 

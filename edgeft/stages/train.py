@@ -17,7 +17,7 @@ from edgeft.progress import Reporter
 from edgeft.recipe import TrainSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
-from edgeft.tune.batches import collate, common_prefix
+from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
 from edgeft.tune.losses import answer_logits, answer_loss, validation_loss
 from edgeft.tune.precision import choose_compute, place
@@ -31,7 +31,7 @@ def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Repo
         load_encoded(inputs["dataset"].file(f"{split}.jsonl"), chat, cfg.max_tokens)
         for split in ("train", "validation")
     )
-    prefix = common_prefix(rows)
+    prefix = shared_tokens(rows)
     compute = choose_compute(cfg.precision)
     report.note(
         f"{compute.name} on {compute.device.type}; measured GEMM rates in GFLOP/s: {compute.gflops or 'not asked'}"

@@ -49,7 +49,7 @@ class ChatTokenizer:
         Raises ModelError if one is missing or damaged, or if the template closes no answer with a special token.
         """
         tokenizer = _load_tokenizer(path / "tokenizer.json")
-        settings = _read_json(path / "tokenizer_config.json")
+        settings = read_json(path / "tokenizer_config.json")
         template = read_template(path)
         bos, eos, pad = (token_text(settings.get(f"{name}_token")) for name in ("bos", "eos", "pad"))
         turn_end, turn_tail = _turn_end(tokenizer, template, bos, eos)
@@ -112,7 +112,7 @@ def read_template(folder: Path) -> str:
     """The chat template of a model folder: chat_template.jinja, or the older entry in tokenizer_config.json."""
     if (folder / TEMPLATE_FILE).is_file():
         return (folder / TEMPLATE_FILE).read_text("utf-8")
-    entry = _read_json(folder / "tokenizer_config.json").get("chat_template")
+    entry = read_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(entry, list):  # several named templates
         entry = {t["name"]: t["template"] for t in entry}.get("default")
     if not isinstance(entry, str):
@@ -140,9 +140,10 @@ def _load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a model folder. Raises ModelError if the file is missing or damaged."""
     if not path.is_file():
-        raise ModelError(f"{path}: no such file", "a model folder holds its tokenizer's files too")
+        raise ModelError(f"{path}: no such file", "name a complete Hugging Face model folder, with its tokenizer")
     try:
         value = json.loads(path.read_text("utf-8"))
     except ValueError as error:
@@ -155,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _configured_stops(folder: Path) -> set[int]:
     if not (folder / "generation_config.json").is_file():
         return set()
-    ids = _read_json(folder / "generation_config.json").get("eos_token_id")
+    ids = read_json(folder / "generation_config.json").get("eos_token_id")
     return set(ids) if isinstance(ids, list) else set() if ids is None else {ids}
 
 

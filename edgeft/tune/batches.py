@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from edgeft.text.encode import Encoded
+from edgeft.text.prefix import common_prefix
 
 BUCKET = 32  # batches sorted together: less padding with a larger one, more randomness with a smaller one
 
@@ -34,15 +35,13 @@ class Batch:
         return Batch(*(t.to(device) for t in (self.prefix_P, self.ids_BT, self.attention_BT, self.at_N, self.labels_N)))
 
 
-def common_prefix(rows: Sequence[Encoded]) -> int:
+def shared_tokens(rows: Sequence[Encoded]) -> int:
     """How many tokens all rows start with (the system message), none of them predicting a trained token."""
-    first, last = min(row.ids for row in rows), max(row.ids for row in rows)
-    same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return min([same, *(trained_positions(row)[0] for row in rows)])
+    return min(len(common_prefix([row.ids for row in rows])), *(trained_positions(row)[0] for row in rows))
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, prefix: int = 0) -> Batch:
-    """Put rows of token ids into one batch; their first `prefix` tokens must be equal (`common_prefix`)."""
+    """Put rows of token ids into one batch; their first `prefix` tokens must be equal (`shared_tokens`)."""
     width = max(len(row.ids) for row in rows) - prefix
     ids_BT = torch.full((len(rows), width), pad_id)
     attention_BT = torch.zeros((len(rows), width), dtype=torch.long)

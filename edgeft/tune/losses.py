@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from transformers import DynamicCache
 
 from edgeft.text.encode import Encoded
-from edgeft.tune.batches import Batch, collate, common_prefix, ordered_batches
+from edgeft.tune.batches import Batch, collate, ordered_batches, shared_tokens
 
 EVAL_TOKENS = 2048  # padded tokens per evaluation batch
 CHUNK_ROWS = 64  # positions per pass: 64 x 49,152 float32 logits are 13 MB
@@ -116,7 +116,7 @@ def validation_loss(model: Any, rows: Sequence[Encoded], pad_id: int, device: to
     """Mean cross-entropy (nats) per trained token of `rows`."""
     was_training = model.training
     model.eval()
-    total, count, prefix = 0.0, 0, common_prefix(rows)
+    total, count, prefix = 0.0, 0, shared_tokens(rows)
     for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
         batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
         total += float(F.cross_entropy(answer_logits(model, batch).float(), batch.labels_N, reduction="sum"))

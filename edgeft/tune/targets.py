@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from edgeft.text.encode import Encoded
-from edgeft.tune.batches import collate, common_prefix, ordered_batches, trained_positions
+from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
 from edgeft.tune.losses import EVAL_TOKENS, TeacherTopK, answer_logits
 
 
@@ -39,7 +39,7 @@ def top_k(logits_NV: torch.Tensor, k: int) -> RowTargets:
 def teacher_targets(model: Any, rows: Sequence[Encoded], k: int, pad_id: int, device: torch.device) -> list[RowTargets]:
     """Targets of each row, in the order of the rows."""
     found: dict[int, RowTargets] = {}
-    prefix = common_prefix(rows)
+    prefix = shared_tokens(rows)
     for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
         batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
         kept = top_k(answer_logits(model, batch).float(), k)

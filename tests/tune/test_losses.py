@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.text.encode import Encoded
-from edgeft.tune.batches import collate, common_prefix
+from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.targets import top_k
 
@@ -87,7 +87,7 @@ def row(*own: int, trained: int = 2) -> Encoded:
 
 def test_a_rows_logits_do_not_depend_on_its_neighbours_or_on_the_shared_prefix() -> None:
     model, rows = tiny(), [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14), row(15, 16, 17)]
-    assert common_prefix(rows) == 3
+    assert shared_tokens(rows) == 3
     alone = torch.cat([answer_logits(model, collate([r], 0)) for r in rows])
     together = answer_logits(model, collate(rows, 0))
     shared = answer_logits(model, collate(rows, 0, prefix=3))
@@ -108,4 +108,4 @@ def test_gradients_flow_through_the_shared_prefix() -> None:
 
 
 def test_the_prefix_stops_before_the_first_position_that_is_learnt() -> None:
-    assert common_prefix([row(5, trained=1), row(5, trained=1)]) == 2
+    assert shared_tokens([row(5, trained=1), row(5, trained=1)]) == 2

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeft.bench.prefix import common_prefix
+from edgeft.text.prefix import common_prefix
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the rows of a batch have in common."""
+"""What rows of token ids have in common."""
 
 from __future__ import annotations
 
