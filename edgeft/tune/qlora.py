@@ -95,7 +95,7 @@ def adapter_tensors(peft_model: Any, trained: dict[str, torch.Tensor]) -> dict[s
 
 
 def adapter_config(peft_model: Any, base_name: str) -> dict[str, Any]:
-    """What `adapter_config.json` says, as PEFT reads it; PEFT's sets in a fixed order, so that equal means equal bytes."""
+    """What `adapter_config.json` says; PEFT's sets are put in order, so that equal adapters are equal bytes."""
     config = {
         **peft_model.peft_config["default"].to_dict(),
         "base_model_name_or_path": base_name,
