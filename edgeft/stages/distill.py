@@ -34,7 +34,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     targets = [row for shard in shards for row in load_shard(inputs["targets"].file(shard))]
     prefix = shared_tokens(rows)
     compute = choose_compute(cfg.precision)
-    model = place(load_model(inputs["model"].path, compute.dtype), compute, cfg.max_tokens)
+    model = place(load_model(inputs["model"].path, compute.dtype), compute, max(len(row.ids) for row in rows))
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], chat.pad_id, prefix).to(compute.device)

@@ -50,6 +50,6 @@ def _score(model_folder: Path, dataset: Artifact, max_tokens: int, precision: st
     """Validation loss of the model as saved, in the arithmetic that the adapter was scored in."""
     chat = ChatTokenizer.from_folder(model_folder)
     compute = choose_compute(precision)
-    model = place(load_model(model_folder, compute.dtype), compute, max_tokens)
     rows = load_encoded(dataset.file("validation.jsonl"), chat, max_tokens)
+    model = place(load_model(model_folder, compute.dtype), compute, max(len(row.ids) for row in rows))
     return validation_loss(model, rows, chat.pad_id, compute.device)

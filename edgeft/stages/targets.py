@@ -28,7 +28,7 @@ def run(cfg: TargetSettings, inputs: dict[str, Artifact], out: Path, report: Rep
     done = sum((unfinished / name).is_file() for name in names)
     compute = choose_compute(cfg.precision)
     if done < len(shards):
-        model = place(load_model(teacher.path, compute.dtype), compute, cfg.max_tokens)
+        model = place(load_model(teacher.path, compute.dtype), compute, max(len(row.ids) for row in rows))
         with report.track("teacher answers", len(shards), done) as bar:
             for name, numbers in zip(names, shards, strict=True):
                 if not (unfinished / name).is_file():

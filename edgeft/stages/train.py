@@ -37,7 +37,7 @@ def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Repo
         f"{compute.name} on {compute.device.type}; measured GEMM rates in GFLOP/s: {compute.gflops or 'not asked'}"
     )
     base = load_4bit(load_model(inputs["model"].path, torch.float32), cfg.double_quant, compute)
-    base = place(base, compute, cfg.max_tokens)
+    base = place(base, compute, max(len(row.ids) for row in rows))
     model = add_adapter(base, cfg.rank, cfg.alpha, cfg.dropout, cfg.target_modules, cfg.seed).to(compute.dtype)
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:

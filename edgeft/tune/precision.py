@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-EAGER_TOKENS = 512
+EAGER_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ def choose_compute(precision: str) -> Compute:
     return Compute(device, dtypes[chosen], {name: round(rate, 1) for name, rate in rates.items()})
 
 
-def place(model: Any, compute: Compute, max_tokens: int) -> Any:
+def place(model: Any, compute: Compute, longest: int) -> Any:
     """Move a model to the compute device and precision, with the attention that is faster there.
 
-    On a CPU torch's fused attention takes two to three times as long as plain products for rows below about
-    512 tokens, forward and backward (benchmarks/LOG.md); beyond, its lower memory wins.
+    `longest` is the longest row in tokens. On a CPU torch's fused attention takes one to three times as long as
+    plain products for rows of up to 256 tokens, forward and backward, and less from 512 on (benchmarks/LOG.md).
     """
-    plain = compute.device.type == "cpu" and max_tokens <= EAGER_TOKENS
+    plain = compute.device.type == "cpu" and longest <= EAGER_TOKENS
     model.set_attn_implementation("eager" if plain else "sdpa")
     return model.to(compute.device, compute.dtype)
 
