@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from edgeft.recipe import BenchSettings, Recipe, Settings, TaskSettings
+from edgeft.recipe import BenchSettings, Precision, Recipe, Settings, StudentSettings, TaskSettings
 
 
 class ExportNode(Settings):
@@ -14,6 +14,14 @@ class ExportNode(Settings):
     format: str
     quant: str
     max_kl: float
+
+
+class StudentNode(Settings):
+    """What `stages/student.py` cuts."""
+
+    student: StudentSettings
+    max_tokens: int
+    precision: Precision
 
 
 class ProbeNode(Settings):
@@ -86,7 +94,10 @@ def plan(recipe: Recipe) -> dict[str, Node]:
     teacher = add("merge", "merge", recipe.merge, {"model": base, "adapter": adapter, "dataset": data})
     models = {"teacher": teacher}
     if recipe.student:
-        raw = add("student", "student", recipe.student, {"model": teacher})
+        cut = StudentNode(
+            student=recipe.student, max_tokens=recipe.distill.max_tokens, precision=recipe.distill.precision
+        )
+        raw = add("student", "student", cut, {"model": teacher, "dataset": data})
         targets = add("targets", "targets", recipe.targets, {"model": teacher, "dataset": data})
         healing = {"model": raw, "targets": targets, "dataset": data}
         models["student"] = add("distill", "distill", recipe.distill, healing)

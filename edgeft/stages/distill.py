@@ -36,6 +36,9 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     compute = choose_compute(cfg.precision)
     model = place(load_model(inputs["model"].path, compute.dtype), compute, max(len(row.ids) for row in rows))
 
+    for kept in (model.get_input_embeddings(), model.get_output_embeddings()):
+        kept.requires_grad_(False)
+
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], chat.pad_id, prefix).to(compute.device)
         teacher = TeacherTopK(*(t.to(compute.device) for t in gather([targets[i] for i in numbers])))
@@ -48,7 +51,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     before = validate()
     weights, history = fit(model, [len(r.ids) for r in rows], loss_of, validate, cfg, out / CHECKPOINT_DIR, report)
     healed = load_model(inputs["model"].path, torch.float32)
-    healed.load_state_dict(weights, strict=not healed.config.tie_word_embeddings)
+    healed.load_state_dict(weights, strict=False)  # the embedding and the head are not among them
     save_model(healed, out, inputs["model"].path)
     (out / "history.json").write_text(json.dumps(asdict(history)), "utf-8")
     return {

@@ -73,7 +73,8 @@ class Masters:
         matrices = [p for p in self.copies.values() if p.ndim > 1]
         others = [p for p in self.copies.values() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.lr, betas=BETAS)
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=True)
         self._clip, self._lr = settings.clip_norm, settings.lr
 
     def step(self, lr_factor: float, divide_by: float) -> None:

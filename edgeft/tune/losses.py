@@ -13,7 +13,7 @@ from edgeft.text.encode import Encoded
 from edgeft.tune.batches import Batch, collate, ordered_batches, shared_tokens
 
 EVAL_TOKENS = 2048  # padded tokens per evaluation batch
-CHUNK_ROWS = 64  # positions per pass: 64 x 49,152 float32 logits are 13 MB
+CHUNK_ROWS = 16  # positions per pass: 16 x 49,152 float32 logits are 3 MB, which a processor's caches hold
 TINY = 1e-7  # smallest tail probability of the student: keeps the logarithm and its gradient finite
 
 
@@ -61,19 +61,26 @@ class _AnswerLoss(torch.autograd.Function):
         total = logits_NV.new_zeros((), dtype=torch.float64)
         for start in range(0, len(labels_N), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
-            logits = logits_NV[part].to(torch.promote_types(logits_NV.dtype, torch.float32))
-            log_q = logits - logits.logsumexp(1, keepdim=True)
-            q = log_q.exp()
+            logits = logits_NV[part].to(torch.promote_types(logits_NV.dtype, torch.float32), copy=True)
             labels = labels_N[part, None]
-            if teacher is None:
-                total -= log_q.gather(1, labels).sum()
-                q.scatter_add_(1, labels, q.new_full(labels.shape, -1.0))
+            logit_of_label = logits.gather(1, labels)
+            logit_of_kept = None if teacher is None else logits.gather(1, teacher.ids_NK[part])
+            top = logits.amax(1, keepdim=True)
+            exp = logits.sub_(top).exp_()  # in place: every pass over [N, V] costs as much as the arithmetic in it
+            exp_sum = exp.sum(1, keepdim=True)
+            log_sum = exp_sum.log() + top
+            if teacher is None or logit_of_kept is None:
+                total += (log_sum - logit_of_label).sum()
+                gradient = exp.div_(exp_sum)
+                gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
             else:
                 kept = TeacherTopK(*(t[part] for t in teacher))
-                total -= (1 - kl_weight) * log_q.gather(1, labels).sum()
-                total += kl_weight * _kl_and_gradient(log_q, q, kept, kl_weight).sum()
-                q.scatter_add_(1, labels, q.new_full(labels.shape, kl_weight - 1))
-            gradient_NV[part] = q
+                total += (1 - kl_weight) * (log_sum - logit_of_label).sum()
+                kl, at_kept, elsewhere = _kl_and_gradient(logit_of_kept - log_sum, kept, kl_weight)
+                total += kl_weight * kl.sum()
+                gradient = exp.mul_(elsewhere / exp_sum).scatter_(1, kept.ids_NK, at_kept)
+                gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, kl_weight - 1))
+            gradient_NV[part] = gradient
         ctx.save_for_backward(gradient_NV)
         return total.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
@@ -83,19 +90,19 @@ class _AnswerLoss(torch.autograd.Function):
         return gradient_NV.mul_(outer[0].to(gradient_NV.dtype)), None, None, None
 
 
-def _kl_and_gradient(log_q: torch.Tensor, q: torch.Tensor, teacher: TeacherTopK, weight: float) -> torch.Tensor:
-    """KL per position; turns `q` [N, V] into q - weight * p', where p' is the teacher with the student's tail shape.
+def _kl_and_gradient(
+    log_q_NK: torch.Tensor, teacher: TeacherTopK, weight: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """KL [N], and the gradient of `weight` KL + (1 - weight) log-sum-exp to the logits, from the student's `log_q_NK`.
 
-    The gradient of the KL to the logits is q - p': p' is p on the kept tokens and tail * q / q_tail elsewhere.
+    The gradient of the KL is q - p': p' is p on the kept tokens and tail * q / q_tail elsewhere. Returned are its
+    values on the kept tokens [N, K] and, as a factor of q, elsewhere [N, 1].
     """
-    ids, log_p, tail = teacher
-    p, log_q_kept = log_p.exp(), log_q.gather(1, ids)
-    q_kept = log_q_kept.exp()
+    _, log_p, tail = teacher
+    p, q_kept = log_p.exp(), log_q_NK.exp()
     q_tail = (1 - q_kept.sum(1)).clamp_min(TINY)
-    kl: torch.Tensor = (p * (log_p - log_q_kept)).sum(1) + torch.special.xlogy(tail, tail / q_tail)
-    q *= (1 - weight * tail / q_tail)[:, None]
-    q.scatter_(1, ids, q_kept - weight * p)
-    return kl
+    kl = (p * (log_p - log_q_NK)).sum(1) + torch.special.xlogy(tail, tail / q_tail)
+    return kl, q_kept - weight * p, (1 - weight * tail / q_tail)[:, None]
 
 
 def answer_loss(
@@ -119,7 +126,10 @@ def validation_loss(model: Any, rows: Sequence[Encoded], pad_id: int, device: to
     total, count, prefix = 0.0, 0, shared_tokens(rows)
     for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
         batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
-        total += float(F.cross_entropy(answer_logits(model, batch).float(), batch.labels_N, reduction="sum"))
+        for logits, labels in zip(
+            answer_logits(model, batch).split(CHUNK_ROWS), batch.labels_N.split(CHUNK_ROWS), strict=True
+        ):
+            total += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
         count += len(batch.labels_N)
     model.train(was_training)
     return total / count

@@ -1,18 +1,21 @@
 """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): a frozen 4-bit NF4 base and a trainable low-rank adapter.
 
 On a GPU the base stays in 4 bits and bitsandbytes dequantises it on the fly. On a CPU it is dequantised once,
-into the training precision: the same numbers, without paying for the dequantising at every step.
+into the training precision: the same numbers, without paying for the dequantising at every step. The adapter is
+folded into it once per step there, so that the forward pass and the gradient to the input are one product each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 from bitsandbytes.nn.modules import Linear4bit
 from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear as LoraLinear
 from peft.utils import get_peft_model_state_dict
 from torch import nn
 
@@ -85,7 +88,58 @@ def add_adapter(model: Any, rank: int, alpha: int, dropout: float, target_module
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    fold_while_training(adapted)
+    return adapted
+
+
+class _FoldedProduct(torch.autograd.Function):
+    """x [*, in] times folded [out, in], with gradients to x and to the adapter A [r, in], B [out, r] in it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, folded: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, a, b, folded)
+        ctx.scale = scale
+        return F.linear(x, folded)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, None, None]:
+        x, a, b, folded = ctx.saved_tensors
+        g_NO, x_NI = outer[0].flatten(0, -2), x.flatten(0, -2)
+        to_x = (g_NO @ folded).view_as(x) if ctx.needs_input_grad[0] else None
+        low_NR = (g_NO @ b).mul_(ctx.scale)
+        to_b = ((x_NI @ a.t()).mul_(ctx.scale).t() @ g_NO).t()
+        return to_x, low_NR.t() @ x_NI, to_b, None, None
+
+
+class FoldedLora(LoraLinear):  # type: ignore[misc]
+    """PEFT's LoRA linear over a dequantised base, computed as one product with the folded weight.
+
+    The weight is folded anew when the adapter has changed; `fold_while_training` turns PEFT's layers into this one.
+    """
+
+    _folded: torch.Tensor
+    _folded_from: tuple[int, int, torch.dtype] | None = None
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        base: Any = self.get_base_layer()
+        a, b = (cast("torch.Tensor", side["default"].weight) for side in (self.lora_A, self.lora_B))
+        scale = self.scaling["default"]
+        version = (a._version, b._version, a.dtype)
+        if self._folded_from != version:
+            self._folded, self._folded_from = torch.addmm(base.weight, b.detach(), a.detach(), alpha=scale), version
+        product: torch.Tensor = _FoldedProduct.apply(x, a, b, self._folded, scale)  # type: ignore[no-untyped-call]
+        return product if base.bias is None else product + base.bias
+
+
+def fold_while_training(model: Any) -> None:
+    """Let PEFT's LoRA linears over plain weights compute as `FoldedLora`, in place; those with dropout stay."""
+    for module in model.modules():
+        plain = type(module) is LoraLinear and type(module.get_base_layer()) is nn.Linear
+        if plain and not any(isinstance(d, nn.Dropout) for d in module.lora_dropout.values()):
+            module.__class__ = FoldedLora
 
 
 def adapter_tensors(peft_model: Any, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

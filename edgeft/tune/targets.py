@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
-from edgeft.tune.losses import EVAL_TOKENS, TeacherTopK, answer_logits
+from edgeft.tune.losses import CHUNK_ROWS, EVAL_TOKENS, TeacherTopK, answer_logits
+
+BLOCK = 64  # vocabulary entries whose maximum is looked at first
 
 
 @dataclass(frozen=True)
@@ -30,9 +33,27 @@ class RowTargets:
 
 def top_k(logits_NV: torch.Tensor, k: int) -> RowTargets:
     """Keep the k most probable tokens of each position and the probability of all others together."""
-    logp_NK, ids_NK = torch.topk(logits_NV - logits_NV.logsumexp(1, keepdim=True), k)
+    logp, ids = zip(*(_top_k_logp(part, k) for part in logits_NV.split(CHUNK_ROWS)), strict=True)
+    logp_NK, ids_NK = torch.cat(logp), torch.cat(ids)
     tail_N = (1 - logp_NK.double().exp().sum(1)).clamp(0, 1).float()
     return RowTargets(ids_NK.int(), logp_NK.half(), tail_N)
+
+
+def _top_k_logp(logits_NV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probabilities [N, k] and ids of the k most probable tokens, most probable first.
+
+    They stand in the k blocks with the largest maxima, so that only these are sorted.
+    """
+    logits = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    if logits.shape[1] <= k * BLOCK:
+        top, ids = logits.topk(k)
+    else:
+        blocks = F.pad(logits, (0, -logits.shape[1] % BLOCK), value=-torch.inf).unflatten(1, (-1, BLOCK))
+        candidates = blocks.amax(2).topk(k).indices.sort(1).values
+        near = blocks.gather(1, candidates[:, :, None].expand(-1, -1, BLOCK))
+        top, at = near.flatten(1).topk(k)
+        ids = candidates.gather(1, at // BLOCK) * BLOCK + at % BLOCK
+    return top - logits.logsumexp(1, keepdim=True), ids
 
 
 @torch.no_grad()
@@ -42,7 +63,7 @@ def teacher_targets(model: Any, rows: Sequence[Encoded], k: int, pad_id: int, de
     prefix = shared_tokens(rows)
     for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
         batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
-        kept = top_k(answer_logits(model, batch).float(), k)
+        kept = top_k(answer_logits(model, batch), k)
         counts = [len(trained_positions(rows[i])) for i in numbers]
         parts = zip(*(t.cpu().split(counts) for t in (kept.ids_NK, kept.logp_NK, kept.tail_N)), strict=True)
         found |= {row: RowTargets(*part) for row, part in zip(numbers, parts, strict=True)}

@@ -1,11 +1,17 @@
 """Depth cuts keep what they say, in order, and leave the teacher alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import RecipeError
-from edgeft.shrink.depth import keep_layers, spaced_layers
+from edgeft.shrink.depth import keep_layers, remove_least_needed
+from edgeft.text.encode import Encoded
+from edgeft.tune.batches import Batch, collate
+from edgeft.tune.losses import answer_logits
 
 
 def tiny() -> LlamaForCausalLM:
@@ -17,22 +23,54 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize(
-    ("total", "keep", "expected"), [(30, 15, 15), (6, 2, [0, 5]), (4, 4, [0, 1, 2, 3]), (5, 3, [0, 2, 4])]
-)
-def test_kept_layers_are_evenly_spaced_with_both_ends(total: int, keep: int, expected: int | list[int]) -> None:
-    layers = spaced_layers(total, keep)
-    assert len(set(layers)) == keep
-    assert (layers[0], layers[-1]) == (0, total - 1)
-    assert max(b - a for a, b in zip(layers, layers[1:], strict=False)) <= -(-total // (keep - 1))
-    if isinstance(expected, list):
-        assert layers == expected
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    rows = [
+        Encoded(tuple(torch.randint(1, 64, (n,), generator=generator).tolist()), tuple(i > 3 for i in range(n)))
+        for n in (9, 12, 7)
+    ]
+    return collate(rows, pad_id=0)
 
 
-@pytest.mark.parametrize("keep", [1, 31])
+def loss_of_layers(model: LlamaForCausalLM, layers: list[int]) -> float:
+    """The slow way: build the cut model and run all of it."""
+    with torch.no_grad():
+        return float(F.cross_entropy(answer_logits(keep_layers(model, layers), batch()), batch().labels_N))
+
+
+def test_layers_that_do_nothing_go_first_and_cost_nothing() -> None:
+    model = tiny()
+    for number, layer in enumerate(model.model.layers):
+        for weight in (layer.self_attn.o_proj.weight, layer.mlp.down_proj.weight):
+            torch.nn.init.normal_(weight, std=0.0 if number in (1, 4) else 0.5)
+    torch.nn.init.constant_(model.model.norm.weight, 20.0)  # a confident model, whose own answers are the labels
+    with torch.no_grad():
+        rows = replace(batch(), labels_N=answer_logits(model, batch()).argmax(1))
+    cuts = remove_least_needed(model, 3, rows)
+    assert sorted(cut.layer for cut in cuts[:2]) == [1, 4]
+    with torch.no_grad():
+        whole = float(F.cross_entropy(answer_logits(model, rows), rows.labels_N))
+    assert [cut.loss for cut in cuts[:2]] == pytest.approx([whole, whole])
+    assert cuts[2].loss > whole + 0.1
+
+
+def test_each_removed_layer_is_the_least_needed_and_its_loss_that_of_the_cut_model() -> None:
+    model, kept = tiny(), list(range(6))
+    for module in model.model.layers:  # a random layer hardly matters: make them differ
+        torch.nn.init.normal_(module.mlp.down_proj.weight, std=0.5)
+    cuts = remove_least_needed(model, 3, batch())
+    first = min(kept, key=lambda layer: loss_of_layers(model, [other for other in kept if other != layer]))
+    assert cuts[0].layer == first
+    for cut in cuts:
+        kept.remove(cut.layer)
+        assert cut.loss == pytest.approx(loss_of_layers(model, kept), rel=1e-5)
+    assert len(model.model.layers) == 6
+
+
+@pytest.mark.parametrize("keep", [0, 7])
 def test_an_impossible_depth_is_refused(keep: int) -> None:
-    with pytest.raises(RecipeError, match="30 layers"):
-        spaced_layers(30, keep)
+    with pytest.raises(RecipeError, match="6 layers"):
+        remove_least_needed(tiny(), keep, batch())
 
 
 def test_a_student_holds_the_teachers_layers_and_decodes_with_a_cache() -> None:

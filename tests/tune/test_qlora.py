@@ -5,11 +5,20 @@ from copy import deepcopy
 import bitsandbytes as bnb
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import ModelError, RecipeError
 from edgeft.tune.precision import Compute, choose_compute
-from edgeft.tune.qlora import adapter_tensors, add_adapter, decoder_linears, dequantized_base, fold_adapter, load_4bit
+from edgeft.tune.qlora import (
+    FoldedLora,
+    adapter_tensors,
+    add_adapter,
+    decoder_linears,
+    dequantized_base,
+    fold_adapter,
+    load_4bit,
+)
 
 CPU = Compute(torch.device("cpu"), torch.float32, {})
 TARGETS = ("q_proj", "down_proj")
@@ -62,6 +71,34 @@ def test_only_the_adapter_is_trainable() -> None:
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 * 2 * 2
     assert all("lora_" in n and any(t in n for t in TARGETS) for n in trainable)
+
+
+def test_the_folded_form_trains_what_peft_trains() -> None:
+    """Loss and gradients equal PEFT's own layers, also after the adapter has changed."""
+    base = load_4bit(tiny(), True, CPU)
+    folded, _ = with_random_adapter(deepcopy(base))
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    plain = get_peft_model(base, config)
+    plain.load_state_dict(folded.state_dict())
+    ours, theirs = ({n: p for n, p in m.named_parameters() if p.requires_grad} for m in (folded, plain))
+    assert set(ours) == set(theirs)
+    assert any(isinstance(m, FoldedLora) for m in folded.modules())
+    for _ in range(2):
+        for model in (folded, plain):
+            model.zero_grad()
+            model(IDS, labels=IDS).loss.backward()
+        for name, weight in ours.items():
+            assert weight.grad is not None and theirs[name].grad is not None
+            torch.testing.assert_close(weight.grad, theirs[name].grad, atol=1e-6, rtol=1e-3)
+            assert float(weight.grad.abs().max()) > 0
+        with torch.no_grad():
+            for weight in (*ours.values(), *theirs.values()):
+                weight.mul_(1.5)
+
+
+def test_dropout_keeps_pefts_own_layers() -> None:
+    model = add_adapter(load_4bit(tiny(), True, CPU), 4, 8, 0.1, TARGETS, seed=0)
+    assert not any(isinstance(m, FoldedLora) for m in model.modules())
 
 
 def test_folding_gives_the_function_that_was_trained() -> None:

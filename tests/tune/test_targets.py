@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, trained_positions
 from edgeft.tune.losses import answer_logits
-from edgeft.tune.targets import gather, load_shard, save_shard, teacher_targets
+from edgeft.tune.targets import gather, load_shard, save_shard, teacher_targets, top_k
 
 CPU = torch.device("cpu")
 
@@ -41,6 +42,17 @@ def test_targets_belong_to_their_rows_whatever_the_batches() -> None:
         assert torch.equal(kept.ids_NK.long(), ids)
         torch.testing.assert_close(kept.logp_NK.float(), expected, atol=5e-3, rtol=0)
         torch.testing.assert_close(kept.tail_N, 1 - expected.exp().sum(1), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 2000, 2011])
+def test_the_kept_tokens_are_the_most_probable_of_any_vocabulary(vocabulary: int) -> None:
+    logits = 3 * torch.randn(20, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[3, 20:26] = 30.0 + torch.arange(6)  # many of them in one block
+    kept = top_k(logits, 8)
+    expected, ids = logits.log_softmax(1).topk(8)
+    assert torch.equal(kept.ids_NK.long(), ids)
+    torch.testing.assert_close(kept.logp_NK.float(), expected, atol=5e-3, rtol=1e-3)
+    torch.testing.assert_close(kept.tail_N, 1 - expected.exp().sum(1), atol=1e-5, rtol=1e-3)
 
 
 def test_a_shard_comes_back_as_it_was_and_costs_at_most_150_bytes_per_token(tmp_path: Path) -> None:
