@@ -114,7 +114,7 @@ class _FoldedProduct(torch.autograd.Function):
         return to_x, low_NR.t() @ x_NI, to_b, None, None
 
 
-class FoldedLora(LoraLinear):  # type: ignore[misc]
+class FoldedLora(LoraLinear):
     """PEFT's LoRA linear over a dequantised base, computed as one product with the folded weight.
 
     The weight is folded anew when the adapter has changed; `fold_while_training` turns PEFT's layers into this one.
