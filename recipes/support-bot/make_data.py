@@ -23,39 +23,8 @@ TOPIC_CHANGE = 0.015  # share in which the second message asks for something els
 TYPOS = 0.08  # share in which one word is misspelled
 PASSES = 2  # times each pattern is used: with other values, and in another spelling where it has no slot
 INVENTED = 0.5  # share of product, place and e-mail names that are made up: what never repeats must be copied
-ONSETS = [
-    "b",
-    "br",
-    "c",
-    "ch",
-    "d",
-    "dr",
-    "f",
-    "fl",
-    "g",
-    "gr",
-    "h",
-    "j",
-    "k",
-    "l",
-    "m",
-    "n",
-    "p",
-    "ph",
-    "qu",
-    "r",
-    "s",
-    "sh",
-    "sk",
-    "st",
-    "t",
-    "th",
-    "tr",
-    "v",
-    "w",
-    "y",
-    "z",
-]
+ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "ph", "qu", "r",
+          "s", "sh", "sk", "st", "t", "th", "tr", "v", "w", "y", "z"]  # fmt: skip
 VOWELS = ["a", "a", "e", "e", "i", "i", "o", "o", "u", "ae", "ai", "ea", "ee", "ie", "oa", "oo", "ou"]
 CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "ll", "ss", "th", "x"]
 PLACE_ENDS = ["ton", "ford", "by", "wick", "ham", "mouth", "stad", "burg", "ville", "holm", "port", "ia"]
