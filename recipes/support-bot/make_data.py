@@ -21,13 +21,6 @@ SLOT = re.compile(r"\{(\w+)\}")
 MULTI_TURN = 0.06  # share of the training rows that become a dialogue: the detail comes in a second message
 TOPIC_CHANGE = 0.015  # share in which the second message asks for something else
 TYPOS = 0.08  # share in which one word is misspelled
-PASSES = 2  # times each pattern is used: with other values, and in another spelling where it has no slot
-INVENTED = 0.5  # share of product, place and e-mail names that are made up: what never repeats must be copied
-ONSETS = ["b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "l", "m", "n", "p", "ph", "qu", "r",
-          "s", "sh", "sk", "st", "t", "th", "tr", "v", "w", "y", "z"]  # fmt: skip
-VOWELS = ["a", "a", "e", "e", "i", "i", "o", "o", "u", "ae", "ai", "ea", "ee", "ie", "oa", "oo", "ou"]
-CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "ll", "ss", "th", "x"]
-PLACE_ENDS = ["ton", "ford", "by", "wick", "ham", "mouth", "stad", "burg", "ville", "holm", "port", "ia"]
 PAST = {"not_received", "refund_status", "double_charge", "damaged_on_arrival", "missing_item", "track_order",
         "request_invoice", "not_working", "warranty_info", "start_return", "payment_failed"}  # fmt: skip
 MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -51,16 +44,6 @@ class Values:
         self.used.add(value)
         return value
 
-    def invented(self) -> str:
-        """A word that is none, of two or three syllables."""
-        pick = self.rng.choice
-        return "".join(pick(ONSETS) + pick(VOWELS) for _ in range(pick([2, 2, 2, 3]))) + pick(CODAS)
-
-    def name(self, kind: str) -> str:
-        """A name of the material's list `kind`, or an invented one."""
-        known = str(self.rng.choice(self.material[kind]))
-        return self.invented().capitalize() if self.rng.random() < INVENTED else known
-
     def order_id(self) -> str:
         digits = f"{self.rng.randrange(100_000, 1_000_000)}"
         return self.rng.choices(["AF-", "AF", "#", ""], [55, 10, 15, 20])[0] + digits
@@ -75,26 +58,20 @@ class Values:
         return f"{whole} {word}" if self.rng.random() < 0.25 else sign + short
 
     def product(self) -> str:
-        line = self.name("product_lines")
-        if line.isalpha() and self.rng.random() < 0.08:
-            line += f" {self.rng.choice([2, 3, 5, 10, 12, 15, 20, 40, 60, 100])}"
+        line = self.rng.choice(self.material["product_lines"])
         return str(line if self.rng.random() < 0.15 else f"{line} {self.rng.choice(self.material['product_nouns'])}")
 
     def email(self) -> str:
-        first, last = (self.name(kind).lower() for kind in ("first_names", "last_names"))
+        first, last = (self.rng.choice(self.material[k]).lower() for k in ("first_names", "last_names"))
         name = self.rng.choice([f"{first}.{last}", f"{first}{last}", f"{first[0]}.{last}", f"{first}_{last}",
                                 f"{first}{self.rng.randrange(10, 99)}", f"{last}.{first}"])  # fmt: skip
         return f"{name}@{self.rng.choice(self.material['email_domains'])}"
 
     def place(self) -> str:
-        known = str(self.rng.choice(self.material["places"]))
-        made_up = self.invented().capitalize() + self.rng.choice(PLACE_ENDS)
-        return made_up if self.rng.random() < INVENTED else known
+        return str(self.rng.choice(self.material["places"]))
 
     def coupon_code(self) -> str:
         word = self.rng.choice(self.material["coupon_words"])
-        if self.rng.random() < INVENTED:
-            word = self.rng.choice([word + self.rng.choice(self.material["coupon_words"]), self.invented().upper()])
         return word + self.rng.choice(["", "", "-"]) + str(self.rng.choice([5, 10, 15, 20, 25, 30, 40, 50, 100]))
 
     def date(self, before: str, intent: str) -> str:
@@ -187,21 +164,15 @@ def train_rows(schema: dict[str, Any], replies: dict[str, Any], material: dict[s
     patterns = [
         (p.stem, line) for p in sorted((SOURCE / "train").glob("*.txt")) for line in p.read_text("utf-8").splitlines()
     ]
-    used = []
-    for _ in range(PASSES):
-        rng.shuffle(patterns)
-        used += patterns
-    rows, said = [], set[str]()
-    for number, (intent, pattern) in enumerate(used):
+    rng.shuffle(patterns)
+    rows = []
+    for number, (intent, pattern) in enumerate(patterns):
         text, entities = fill(pattern, intent, values)
-        if rng.random() < TYPOS or text in said:
+        if rng.random() < TYPOS:
             text = misspell(text, entities, rng)
-        if text in said:
-            continue
-        said.add(text)
         turns = [(text, intent, entities)]
         slot = missing_slot(intent, entities, replies)
-        other, next_pattern = used[(number * 7 + 13) % len(used)]
+        other, next_pattern = patterns[(number * 7 + 13) % len(patterns)]
         if slot and rng.random() < MULTI_TURN * len(patterns) / 2000:
             second, more = fill(rng.choice(material["followups"][slot]), intent, values)
             turns.append((second, intent, in_order(entities | more, [text, second])))
