@@ -53,11 +53,11 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "base": Stage("model", 1, "edgeft.stages.base"),
     "data": Stage("dataset", 1, "edgeft.stages.data"),
-    "train": Stage("adapter", 2, "edgeft.stages.train"),
+    "train": Stage("adapter", 3, "edgeft.stages.train"),
     "merge": Stage("model", 1, "edgeft.stages.merge"),
     "student": Stage("model", 2, "edgeft.stages.student"),
     "targets": Stage("targets", 2, "edgeft.stages.targets"),
-    "distill": Stage("model", 2, "edgeft.stages.distill"),
+    "distill": Stage("model", 3, "edgeft.stages.distill"),
     "probe": Stage("probe", 1, "edgeft.stages.probe"),
     "export": Stage("package", 1, "edgeft.stages.export"),
     "bench": Stage("report", 1, "edgeft.stages.bench"),

@@ -76,7 +76,7 @@ class LoopSettings(Settings):
     max_tokens: Positive = 512
     """Longest row in tokens; a longer one is an error that names the row."""
     warmup: Fraction = 0.05
-    """Share of the steps in which the learning rate rises; then it falls as a cosine to a tenth."""
+    """Share of the steps in which the learning rate rises; then it falls in a straight line to zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW weight decay (matrices only)."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0

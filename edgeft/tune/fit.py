@@ -24,7 +24,6 @@ from edgeft.recipe import LoopSettings
 from edgeft.tune.batches import epoch_batches
 
 CHECKPOINT = "last.safetensors"
-FINAL_LR = 0.1  # share of the peak learning rate that the cosine ends at
 BETAS = (0.9, 0.99)
 
 LossFunction = Callable[[Sequence[int]], tuple[torch.Tensor, int, int]]  # rows -> summed loss, trained tokens, tokens
@@ -57,11 +56,10 @@ class Plan:
         return Plan(total, per_epoch, frozenset(at), max(1, round(settings.warmup * total)))
 
     def lr_factor(self, step: int) -> float:
-        """Linear warm-up, then a cosine to FINAL_LR; `step` counts from 1."""
+        """Linear warm-up, then linear to zero (Bergsma et al. 2025, arXiv:2502.15938); `step` counts from 1."""
         if step <= self.warmup:
             return step / self.warmup
-        done = (step - self.warmup) / max(1, self.total - self.warmup)
-        return FINAL_LR + (1 - FINAL_LR) * 0.5 * (1 + math.cos(math.pi * done))
+        return (self.total + 1 - step) / (self.total + 1 - self.warmup)
 
 
 class Masters:
