@@ -55,7 +55,7 @@ STAGES: dict[str, Stage] = {
     "data": Stage("dataset", 1, "edgeft.stages.data"),
     "train": Stage("adapter", 3, "edgeft.stages.train"),
     "merge": Stage("model", 1, "edgeft.stages.merge"),
-    "student": Stage("model", 2, "edgeft.stages.student"),
+    "student": Stage("model", 3, "edgeft.stages.student"),
     "targets": Stage("targets", 2, "edgeft.stages.targets"),
     "distill": Stage("model", 3, "edgeft.stages.distill"),
     "probe": Stage("probe", 1, "edgeft.stages.probe"),

@@ -15,7 +15,7 @@ from edgeft.plan import StudentNode
 from edgeft.progress import Reporter
 from edgeft.shrink.depth import keep_layers, remove_least_needed
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.encode import load_encoded
+from edgeft.text.encode import Encoded, load_encoded
 from edgeft.tune.batches import collate
 from edgeft.tune.precision import choose_compute, place
 
@@ -26,7 +26,7 @@ def run(cfg: StudentNode, inputs: dict[str, Artifact], out: Path, report: Report
     """Inputs: model (the teacher), dataset. Writes the cut model."""
     chat = ChatTokenizer.from_folder(inputs["model"].path)
     rows = load_encoded(inputs["dataset"].file("train.jsonl"), chat, cfg.max_tokens)
-    chosen = random.Random(0).sample(rows, min(CALIBRATION_ROWS, len(rows)))
+    chosen = _of_middle_length(random.Random(0).sample(rows, min(3 * CALIBRATION_ROWS, len(rows))))
     teacher = load_model(inputs["model"].path, torch.float32)
     total = teacher.config.num_hidden_layers
     compute = choose_compute(cfg.precision)
@@ -46,3 +46,9 @@ def run(cfg: StudentNode, inputs: dict[str, Artifact], out: Path, report: Report
         "parameters": sizes["student"],
         "parameters_teacher": sizes["teacher"],
     }
+
+
+def _of_middle_length(rows: list[Encoded]) -> list[Encoded]:
+    """At most CALIBRATION_ROWS rows that need little padding beside each other."""
+    start = (len(rows) - min(CALIBRATION_ROWS, len(rows))) // 2
+    return sorted(rows, key=lambda row: len(row.ids))[start : start + CALIBRATION_ROWS]
