@@ -35,7 +35,6 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     prefix = shared_tokens(rows)
     compute = choose_compute(cfg.precision)
     model = place(load_model(inputs["model"].path, compute.dtype), compute, max(len(row.ids) for row in rows))
-
     for kept in (model.get_input_embeddings(), model.get_output_embeddings()):
         kept.requires_grad_(False)
 
@@ -51,7 +50,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     before = validate()
     weights, history = fit(model, [len(r.ids) for r in rows], loss_of, validate, cfg, out / CHECKPOINT_DIR, report)
     healed = load_model(inputs["model"].path, torch.float32)
-    healed.load_state_dict(weights, strict=False)  # the embedding and the head are not among them
+    healed.load_state_dict(healed.state_dict() | weights)  # strict: a name that the student lacks is an error
     save_model(healed, out, inputs["model"].path)
     (out / "history.json").write_text(json.dumps(asdict(history)), "utf-8")
     return {
