@@ -60,7 +60,7 @@ STAGES: dict[str, Stage] = {
     "distill": Stage("model", 3, "edgeft.stages.distill"),
     "probe": Stage("probe", 1, "edgeft.stages.probe"),
     "export": Stage("package", 1, "edgeft.stages.export"),
-    "bench": Stage("report", 1, "edgeft.stages.bench"),
+    "bench": Stage("report", 2, "edgeft.stages.bench"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),
     "report": Stage("report", 1, "edgeft.stages.report"),
 }

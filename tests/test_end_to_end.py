@@ -21,7 +21,7 @@ from tests.text.tiny import tiny_tokenizer, write_tokenizer
 
 ROOT = Path(__file__).parent.parent
 INTENTS = ("open", "close", "track")
-VOCAB = 261  # 256 bytes, three special tokens, two merged pairs
+VOCAB = 262  # 256 bytes, three special tokens, three merged pairs, of which the rows need two
 
 
 def write_rows(path: Path, start: int, count: int) -> None:
@@ -37,8 +37,8 @@ def write_rows(path: Path, start: int, count: int) -> None:
 def byte_tokenizer_with_merges() -> Tokenizer:
     """llama.cpp refuses a vocabulary without merges."""
     raw = json.loads(tiny_tokenizer().to_str())
-    raw["model"]["vocab"] |= {"ok": 259, "en": 260}
-    raw["model"]["merges"] = [["o", "k"], ["e", "n"]]
+    raw["model"]["vocab"] |= {"zq": 259, "ok": 260, "en": 261}
+    raw["model"]["merges"] = [["z", "q"], ["o", "k"], ["e", "n"]]
     return Tokenizer.from_str(json.dumps(raw))
 
 
@@ -62,7 +62,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "base": {"model": "./model"},
         "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
         "train": {**loop, "lr": 0.01, "rank": 4},
-        "student": {"layers": 2},
+        "student": {"layers": 2, "vocabulary": VOCAB - 1},
         "targets": {"top_k": 8, "shard_rows": 20, "precision": "fp32"},
         "distill": {**loop, "lr": 0.003},
         "export": {"gguf": ["f16"], "onnx": ["fp32"], "probe_rows": 8},

@@ -5,8 +5,9 @@ The gold label and fields are those of the reference answer's own first line.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,14 @@ class Accuracy:
     absent: dict[str, str]
 
 
+@dataclass(frozen=True)
+class _Draft:
+    """What scoring a reference answer tells: nats per token, and how many first tokens are the model's own choice."""
+
+    nll: float
+    agreed: int
+
+
 def prepare(session: Session, rows: Sequence[dict[str, Any]], task: Task, prefix: Sequence[Message] = ()) -> list[Case]:
     """Tokenise test rows. A `prefix` (system text and examples) replaces a row's own system message."""
     cases = []
@@ -76,14 +85,14 @@ def evaluate(
     max_new_tokens: int,
     on_rows: Callable[[str, int], None] = lambda what, count: None,
 ) -> Accuracy:
-    """Answer every row greedily, then score the reference answers; `on_rows` hears of finished rows."""
-    answers = _answers(session, cases, max_new_tokens, on_rows)
-    nlls = _reference_nlls(session, cases, on_rows)
+    """Score the reference answers, then answer every row greedily; `on_rows` hears of finished rows."""
+    drafts = _score_references(session, cases, on_rows)
+    answers = _answers(session, cases, [draft.agreed for draft in drafts], max_new_tokens, on_rows)
     chrf = CHRF()
     results = [
-        {"index": i, "id": case.row_id, **_judge(case, answer, task, chrf), "nll": nll,
+        {"index": i, "id": case.row_id, **_judge(case, answer, task, chrf), "nll": draft.nll,
          "num_answer_tokens": len(case.reference_ids), "slices": {"label": task.label(case.gold)}}
-        for i, (case, answer, nll) in enumerate(zip(cases, answers, nlls, strict=True))
+        for i, (case, answer, draft) in enumerate(zip(cases, answers, drafts, strict=True))
     ]  # fmt: skip
     predicted = [task.label(first_line_json(answer)) for answer in answers]
     figures, absent = aggregate(results, predicted, task)
@@ -128,27 +137,50 @@ def _judge(case: Case, answer: str, task: Task, chrf: CHRF) -> dict[str, Any]:
     return {"json_valid": task.complete(parsed), "intent_correct": intent, "joint_correct": joint, "chrf": score}
 
 
-def _answers(
-    session: Session, cases: Sequence[Case], max_new_tokens: int, on_rows: Callable[[str, int], None]
-) -> list[str]:
-    answers: list[str] = []
-    for start in range(0, len(cases), GENERATE_ROWS):
-        chunk = cases[start : start + GENERATE_ROWS]
-        answers += [session.decode(ids) for ids in session.generate([c.prompt_ids for c in chunk], max_new_tokens)]
-        on_rows("answers", len(chunk))
-    return answers
-
-
-def _reference_nlls(session: Session, cases: Sequence[Case], on_rows: Callable[[str, int], None]) -> Iterator[float]:
-    """Mean negative log-likelihood (nats) of each reference answer's tokens, the end-of-turn token included."""
+def _score_references(session: Session, cases: Sequence[Case], on_rows: Callable[[str, int], None]) -> list[_Draft]:
     rows = [
         ([*case.prompt_ids, *case.reference_ids],
          range(len(case.prompt_ids) - 1, len(case.prompt_ids) + len(case.reference_ids) - 1))
         for case in cases
     ]  # fmt: skip
+    drafts = []
     for case, logits_PV in zip(cases, session.score(rows), strict=True):
+        reference_P = np.asarray(case.reference_ids)
+        differs_P = logits_PV.argmax(axis=1) != reference_P
+        agreed = int(differs_P.argmax()) if differs_P.any() else len(reference_P)
+        drafts.append(_Draft(_mean_nll(logits_PV, reference_P), agreed))
         on_rows("perplexity", 1)
-        yield _mean_nll(logits_PV, np.asarray(case.reference_ids))
+    return drafts
+
+
+def _answers(
+    session: Session,
+    cases: Sequence[Case],
+    agreed: Sequence[int],
+    max_new_tokens: int,
+    on_rows: Callable[[str, int], None],
+) -> list[str]:
+    """The greedy answers. Where the likeliest tokens are the reference's own, scoring it has already found them.
+
+    This is speculative decoding (Leviathan et al. 2023, arXiv:2211.17192) with the reference answer as the draft: its
+    first `agreed` tokens are those that the model itself chooses one after the other, so only the rest is generated.
+    """
+    answers: list[str] = []
+    for start in range(0, len(cases), GENERATE_ROWS):
+        chunk = range(start, min(start + GENERATE_ROWS, len(cases)))
+        found = {i: cases[i].reference_ids[: agreed[i]] for i in chunk}
+        open_ended = [i for i in chunk if not session.stop_ids.intersection(found[i])]
+        prompts = [[*cases[i].prompt_ids, *found[i]] for i in open_ended]
+        for i, rest in zip(open_ended, session.generate(prompts, max_new_tokens), strict=True):
+            found[i] = [*found[i], *rest]
+        answers += [session.decode(_until_stop(found[i], session.stop_ids)[:max_new_tokens]) for i in chunk]
+        on_rows("answers", len(chunk))
+    return answers
+
+
+def _until_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
+    """The ids before the first stop token."""
+    return list(takewhile(lambda token: token not in stop_ids, ids))
 
 
 def _mean_nll(logits_PV: Logits, next_ids_P: NDArray[np.int64]) -> float:

@@ -14,13 +14,14 @@ from edgeft.artifact import CHECKPOINT_DIR, Artifact
 from edgeft.formats.hf import load_model, save_model
 from edgeft.progress import Reporter
 from edgeft.recipe import DistillSettings
+from edgeft.shrink.vocabulary import VOCABULARY
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
 from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss, validation_loss
 from edgeft.tune.precision import choose_compute, place
-from edgeft.tune.targets import gather, load_shard
+from edgeft.tune.targets import gather, load_shard, student_ids, translate
 
 
 def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -32,6 +33,9 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     )
     shards = inputs["targets"].read_json("index.json")["shards"]
     targets = [row for shard in shards for row in load_shard(inputs["targets"].file(shard))]
+    if (inputs["model"].path / VOCABULARY).is_file():
+        student_ids_V = student_ids(**inputs["model"].read_json(VOCABULARY))
+        targets = [translate(row, student_ids_V) for row in targets]
     prefix = shared_tokens(rows)
     compute = choose_compute(cfg.precision)
     model = place(load_model(inputs["model"].path, compute.dtype), compute, max(len(row.ids) for row in rows))

@@ -18,7 +18,10 @@ TINY = 1e-7  # smallest tail probability of the student: keeps the logarithm and
 
 
 class TeacherTopK(NamedTuple):
-    """The teacher at N positions: K token ids (int64), their log-probabilities, the probability of all others."""
+    """The teacher at N positions: K token ids (int64), their log-probabilities, the probability of all others.
+
+    A token of log-probability -inf counts as one of the others: it only fills a place.
+    """
 
     ids_NK: torch.Tensor
     logp_NK: torch.Tensor
@@ -99,10 +102,11 @@ def _kl_and_gradient(
     values on the kept tokens [N, K] and, as a factor of q, elsewhere [N, 1].
     """
     _, log_p, tail = teacher
-    p, q_kept = log_p.exp(), log_q_NK.exp()
-    q_tail = (1 - q_kept.sum(1)).clamp_min(TINY)
-    kl = (p * (log_p - log_q_NK)).sum(1) + torch.special.xlogy(tail, tail / q_tail)
-    return kl, q_kept - weight * p, (1 - weight * tail / q_tail)[:, None]
+    p, q, kept = log_p.exp(), log_q_NK.exp(), log_p.isfinite()
+    q_tail = (1 - q.where(kept, 0).sum(1)).clamp_min(TINY)
+    kl = (p * (log_p - log_q_NK)).where(kept, 0).sum(1) + torch.special.xlogy(tail, tail / q_tail)
+    elsewhere = (1 - weight * tail / q_tail)[:, None]
+    return kl, torch.where(kept, q - weight * p, q * elsewhere), elsewhere
 
 
 def answer_loss(

@@ -19,6 +19,7 @@ from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
 from edgeft.tune.losses import CHUNK_ROWS, EVAL_TOKENS, TeacherTopK, answer_logits
 
+LEAST_LEFT = 1e-3  # smallest share of the teacher's probability that is scaled up to one when a vocabulary is cut
 BLOCK = 64  # vocabulary entries whose maximum is looked at first
 
 
@@ -91,6 +92,29 @@ def load_shard(path: Path) -> list[RowTargets]:
     counts = raw["count"].tolist()
     parts = zip(*(raw[name].split(counts) for name in ("ids", "logp", "tail")), strict=True)
     return [RowTargets(*part) for part in parts]
+
+
+def student_ids(teacher_ids: Sequence[int], teacher_vocab_size: int) -> torch.Tensor:
+    """For each of the teacher's V tokens the student's id, or -1; `teacher_ids[i]` is the teacher's id of token i."""
+    ids_V = torch.full((teacher_vocab_size,), -1)
+    ids_V[list(teacher_ids)] = torch.arange(len(teacher_ids))
+    return ids_V
+
+
+def translate(row: RowTargets, student_ids_V: torch.Tensor) -> RowTargets:
+    """The row for a student with fewer tokens: `student_ids_V` as from `student_ids`.
+
+    What the teacher gave to tokens that the student lacks is shared out over all others in proportion: its
+    probabilities on the condition that the token is one of the student's. The places that get free say -inf.
+    """
+    ids_NK = student_ids_V[row.ids_NK.long()]
+    known_NK = ids_NK >= 0
+    lost_N = row.logp_NK.float().exp().where(~known_NK, 0).sum(1)
+    left_N = (1 - lost_N).clamp_min(LEAST_LEFT)
+    logp_NK = (row.logp_NK.float() - left_N.log()[:, None]).where(known_NK, -torch.inf)
+    candidates = torch.arange(ids_NK.shape[1] + 1)  # one of K + 1 ids is not among the K
+    free_N = (ids_NK[:, :, None] == candidates).any(1).int().argmin(1)
+    return RowTargets(ids_NK.where(known_NK, free_N[:, None]).int(), logp_NK, row.tail_N / left_N)
 
 
 def gather(rows: Sequence[RowTargets]) -> TeacherTopK:

@@ -20,7 +20,7 @@ class FakeSession:
     vocab_size = VOCAB
     stop_ids = frozenset({STOP})
 
-    def __init__(self, answers: dict[str, str], next_probability: float = 0.5) -> None:
+    def __init__(self, answers: dict[str, str], next_probability: float = 0.25) -> None:
         self.answers = answers
         self.next_probability = next_probability
         self.calls: list[tuple[str, int]] = []
@@ -47,22 +47,26 @@ class FakeSession:
         return logits
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[NDArray[np.float32]]:
-        """Gives the token that really follows exactly `next_probability`."""
+        """Gives the token that really follows exactly `next_probability`; the most goes to the one it would say."""
         for ids, positions in rows:
-            logits = np.zeros((len(positions), VOCAB), np.float32)
-            odds = self.next_probability * (VOCAB - 1) / (1 - self.next_probability)
+            chances = np.zeros((len(positions), VOCAB))
             for row, at in enumerate(positions):
-                logits[row, ids[at + 1]] = np.log(odds)
-            yield logits
+                own = [*self._rest(ids[: at + 1]), STOP][0]
+                chances[row, own] = 0.9 * (1 - self.next_probability)
+                chances[row, ids[at + 1]] = self.next_probability
+                others = chances[row] == 0
+                chances[row, others] = (1 - chances[row].sum()) / others.sum()
+            yield np.log(chances).astype(np.float32)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        answers = []
-        for prompt in prompts:
-            text = self.decode(prompt)
-            self.prompts.append(text)
-            last = text.rpartition("<user>")[2].removesuffix("<assistant>")
-            answers.append([ord(c) for c in self.answers.get(last, "")][:max_new_tokens])
-        return answers
+        self.prompts += [self.decode(prompt) for prompt in prompts]
+        return [self._rest(prompt)[:max_new_tokens] for prompt in prompts]
+
+    def _rest(self, ids: Sequence[int]) -> list[int]:
+        """What it would say after a conversation in which the answer may have begun."""
+        question, _, begun = self.decode(ids).rpartition("<user>")[2].partition("<assistant>")
+        answer = self.answers.get(question, "")
+        return [ord(c) for c in answer.removeprefix(begun)] if answer.startswith(begun) else []
 
     def prompt_ids(self, messages: Sequence[dict[str, Any]]) -> list[int]:
         return [ord(c) for m in messages for c in f"<{m['role']}>{m['content']}"] + [ord(c) for c in "<assistant>"]

@@ -60,6 +60,15 @@ def scores_rows_of_a_batch_as_if_alone(session: Session) -> None:
         np.testing.assert_allclose(scored, alone, atol=TOLERANCE)
 
 
+def goes_on_with_an_answer_that_scoring_has_begun(session: Session) -> None:
+    """What the benchmark relies on when it takes agreed tokens from the reference's scores."""
+    for ids in prompts(session, 3):
+        answer = greedy(session, ids, 8)
+        [scored] = session.score([([*ids, *answer], range(len(ids) - 1, len(ids) + len(answer) - 1))])
+        assert scored.argmax(axis=1).tolist() == answer
+        assert session.generate([[*ids, *answer[:3]]], 5) == [answer[3:]]
+
+
 def scores_rows_without_positions_as_empty(session: Session) -> None:
     ids = prompts(session, 1)[0]
     shapes = [scored.shape for scored in session.score([(ids, []), (ids, [3]), (ids, [])])]

@@ -98,6 +98,39 @@ def test_the_reference_answer_is_not_in_the_prompt(fake_session: Any) -> None:
     assert session.prompts == ["<system>Be brief.<user>one<assistant>"]
 
 
+@pytest.mark.parametrize(
+    "reference",
+    [
+        answer("track", "Your parcel is late."),  # the answer itself
+        answer("track", "Your parcel will come."),  # parts from it in the reply
+        answer("cancel", "Your parcel is late."),  # in the label
+        answer("track", "Your parcel is late. Sorry!"),  # goes on after it
+        answer("track", "Your parcel"),  # ends before it
+        "Late.",  # has nothing in common with it
+    ],
+)
+def test_the_answer_is_the_models_own_whatever_the_reference(fake_session: Any, reference: str) -> None:
+    given = answer("track", "Your parcel is late.")
+    found = measured(fake_session({"a": given}), [row("a", reference)])
+    wanted = reply_of(reference)
+    assert found.rows[0]["chrf"] == pytest.approx(sentence_chrf(reply_of(given), [wanted]).score) if wanted else True
+    assert found.rows[0]["joint_correct"] == (None if reference == "Late." else '"track"' in reference)
+
+
+def test_what_scoring_the_reference_has_found_is_not_generated_again(fake_session: Any) -> None:
+    session = fake_session({"one": ROWS[0]["messages"][2]["content"], "two": answer("track", order_id="AF-7")})
+    measured(session, ROWS[:2])
+    assert session.prompts == ['<system>Be brief.<user>two<assistant>{"intent": "track", "entities": {"order_id": "AF-']
+
+
+def test_an_answer_is_cut_at_the_limit_wherever_it_comes_from(fake_session: Any) -> None:
+    for said in (answer("track", "Yes, it is."), answer("track", "Yes, it was lost.")):
+        session = fake_session({"a": said})
+        cases = prepare(session, [row("a", answer("track", "Yes, it is."))], TASK)
+        found = evaluate(session, cases, TASK, max_new_tokens=len(answer("track", "Yes,")))
+        assert found.rows[0]["chrf"] == pytest.approx(sentence_chrf("Yes,", ["Yes, it is."]).score)
+
+
 def test_references_without_json_leave_these_figures_out_with_a_reason(fake_session: Any) -> None:
     found = measured(fake_session({"hi": "hello there"}), [row("hi", "hello")])
     for name in ("json_valid", "intent_accuracy", "intent_macro_f1", "joint_exact_match"):

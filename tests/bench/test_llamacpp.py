@@ -51,6 +51,10 @@ def test_a_long_batch_is_split_into_calls(session: LlamaCppSession, monkeypatch:
     checks.scores_rows_of_a_batch_as_if_alone(session)
 
 
+def test_goes_on_with_an_answer_that_scoring_has_begun(session: LlamaCppSession) -> None:
+    checks.goes_on_with_an_answer_that_scoring_has_begun(session)
+
+
 def test_rows_without_positions_give_no_logits(session: LlamaCppSession) -> None:
     checks.scores_rows_without_positions_as_empty(session)
 

@@ -128,7 +128,7 @@ def test_a_real_model_is_measured_in_its_own_process(real_package: Path) -> None
     assert row["peak_rss_bytes"] > 50_000_000
     assert row["absent"]["digest"]
     assert row["conditions"] == {"threads": 1, "prompt_tokens": 24, "decode_tokens": 4, "repeats": 3, "few_shot": 1}
-    assert [part for part, _ in recorder.parts] == ["speed", "answers", "perplexity"]
+    assert [part for part, _ in recorder.parts] == ["speed", "perplexity", "answers"]
     assert measured["host"]["omp"]["OMP_NUM_THREADS"] == "1"
     assert len(measured["samples"][0]["decode_s"]) == 4
 

@@ -51,6 +51,18 @@ def test_the_mixed_loss_and_its_gradient_equal_the_dense_formula() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
+def test_a_kept_token_of_probability_zero_only_fills_its_place() -> None:
+    student, labels, teacher = logits(1).requires_grad_(), torch.arange(N) % V, exact_targets(logits(2))
+    fewer = TeacherTopK(teacher.ids_NK[:, 2:], teacher.logp_NK[:, 2:], teacher.tail_N)  # the two likeliest left out
+    empty = TeacherTopK(teacher.ids_NK, teacher.logp_NK.clone(), teacher.tail_N)
+    empty.logp_NK[:, :2] = -torch.inf
+    found = []
+    for targets in (fewer, empty):
+        loss = answer_loss(student, labels, targets, kl_weight=0.3)
+        found.append((loss, *torch.autograd.grad(loss, student)))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_the_kl_of_a_student_equal_to_its_teacher_is_zero_with_no_gradient() -> None:
     student = logits(3).requires_grad_()
     loss = answer_loss(student, torch.zeros(N, dtype=torch.long), exact_targets(student.detach()), kl_weight=1.0)

@@ -9,7 +9,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, trained_positions
 from edgeft.tune.losses import answer_logits
-from edgeft.tune.targets import gather, load_shard, save_shard, teacher_targets, top_k
+from edgeft.tune.targets import (
+    RowTargets,
+    gather,
+    load_shard,
+    save_shard,
+    student_ids,
+    teacher_targets,
+    top_k,
+    translate,
+)
 
 CPU = torch.device("cpu")
 
@@ -72,3 +81,22 @@ def test_gathered_targets_stand_one_row_after_the_other() -> None:
     ids_NK, logp_NK, tail_N = gather([kept[2], kept[0]])
     assert len(ids_NK) == len(logp_NK) == len(tail_N) == len(kept[2].tail_N) + len(kept[0].tail_N)
     assert torch.equal(ids_NK[: len(kept[2].tail_N)], kept[2].ids_NK.long())
+
+
+def test_what_the_teacher_gave_to_tokens_that_the_student_lacks_is_shared_out_over_the_others() -> None:
+    teacher_p = torch.tensor([[0.4, 0.3, 0.1, 0.2], [0.7, 0.1, 0.1, 0.1]])  # two kept tokens, two in the tail
+    row = RowTargets(torch.tensor([[5, 6], [6, 5]]).int(), teacher_p[:, :2].log().half(), teacher_p[:, 2:].sum(1))
+    ours = translate(row, student_ids([0, 3, 5, 7], teacher_vocab_size=8))  # 6 is not among the student's tokens
+    places = (ours.ids_NK == 2).nonzero()
+    assert places.tolist() == [[0, 0], [1, 1]]  # the teacher's 5
+    torch.testing.assert_close(ours.logp_NK.exp()[0, 0], torch.tensor(0.4 / 0.7), atol=1e-3, rtol=0)
+    torch.testing.assert_close(ours.tail_N, torch.tensor([0.3 / 0.7, 0.2 / 0.3]), atol=1e-3, rtol=0)
+    assert ours.logp_NK.isinf().tolist() == [[False, True], [True, False]]
+    assert (ours.ids_NK[:, 0] != ours.ids_NK[:, 1]).all()  # a free place names another token
+
+
+def test_a_teacher_sure_of_a_token_that_the_student_lacks_leaves_finite_targets() -> None:
+    row = RowTargets(torch.tensor([[6, 5]]).int(), torch.tensor([[0.0, -30.0]]).half(), torch.tensor([0.0]))
+    ours = translate(row, student_ids([0, 3, 5, 7], teacher_vocab_size=8))
+    assert ours.logp_NK[0, 1].isfinite()
+    assert float(ours.tail_N[0]) == 0.0
