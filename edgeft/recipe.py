@@ -121,7 +121,7 @@ class StudentSettings(Settings):
     layers: Positive = 15
     """Layers kept: those without which the loss on your training rows rises most."""
     vocabulary: Positive | None = None
-    """Tokens kept: those your training rows need, all bytes, and the commonest others; null keeps all."""
+    """Tokens kept: those your training rows need, however many, all bytes, and the commonest others; null keeps all."""
 
 
 class TargetSettings(Settings):

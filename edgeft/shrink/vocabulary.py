@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeft.errors import ModelError, RecipeError
+from edgeft.errors import ModelError
 
 VOCABULARY = "vocabulary.json"  # in a student's folder: the teacher's id of each of its tokens, if it has fewer
 
@@ -22,11 +22,11 @@ TokenizerFile = dict[str, Any]  # tokenizer.json
 
 
 def choose_tokens(tokenizer: TokenizerFile, used: Iterable[int], size: int) -> list[int]:
-    """The `size` token ids to keep, ascending.
+    """The `size` token ids to keep, ascending; more if more are needed, all if there are fewer.
 
-    They are the special tokens, the bytes, the `used` ids with everything they are merged from, and of the rest those
-    that were merged first, which in BPE are the most frequent. Raises ModelError if the tokenizer is no byte-level
-    BPE, RecipeError if `size` is too small for what is needed or larger than what there is.
+    Needed are the special tokens, the bytes, and the `used` ids with everything they are merged from. Of the rest those
+    are kept that were merged first, which in BPE are the most frequent. Raises ModelError if the tokenizer is no
+    byte-level BPE.
     """
     _check_kind(tokenizer)
     ids: dict[str, int] = tokenizer["model"]["vocab"]
@@ -37,14 +37,8 @@ def choose_tokens(tokenizer: TokenizerFile, used: Iterable[int], size: int) -> l
     kept = special | {i for text, i in ids.items() if len(text) == 1}
     for token in set(used) - special:
         kept |= {token, *(ids[part] for part in _merged_from(texts[token], rank))}
-    if not len(kept) <= size <= len(texts.keys() | special):
-        raise RecipeError(
-            f"student.vocabulary is {size}; your rows need {len(kept)} tokens, the tokenizer has "
-            f"{len(texts.keys() | special)}",
-            "choose a number between the two; a multiple of 256 suits every quantised type",
-        )
     for left, right in merges:
-        if len(kept) == size:
+        if len(kept) >= size:
             break
         kept.add(ids[left + right])
     return sorted(kept)

@@ -79,7 +79,11 @@ def _save_with_fewer_tokens(
         raise ModelError("the smaller tokenizer cuts training rows differently", "leave out student.vocabulary")
     unseen = [load_encoded(dataset.file("validation.jsonl"), chat, 2 * max_tokens) for chat in (after, before)]
     longer = [sum(len(row.ids) for row in split) for split in unseen]
-    return {"vocabulary": size, "vocabulary_teacher": before.vocab_size, "validation_tokens": longer[0] / longer[1]}
+    return {
+        "vocabulary": len(kept),
+        "vocabulary_teacher": before.vocab_size,
+        "validation_tokens": longer[0] / longer[1],
+    }
 
 
 def _of_middle_length(rows: list[Encoded]) -> list[Encoded]:

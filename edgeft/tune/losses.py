@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from transformers import DynamicCache
 
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import Batch, collate, ordered_batches, shared_tokens
+from edgeft.tune.kernels import ROWS_ATTENTION, Layout
 
 EVAL_TOKENS = 2048  # padded tokens per evaluation batch
 CHUNK_ROWS = 16  # positions per pass: 16 x 49,152 float32 logits are 3 MB, which a processor's caches hold
@@ -31,26 +31,21 @@ class TeacherTopK(NamedTuple):
 def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [N, V] at the positions that predict a trained token; the head runs nowhere else."""
     decoder = model.get_decoder()
-    if len(batch.prefix_P):
-        rows = len(batch.ids_BT)
-        cache = _shared_prefix(decoder, batch.prefix_P, rows)
-        seen = batch.attention_BT.new_ones(rows, len(batch.prefix_P))
-        attention = torch.cat([seen, batch.attention_BT], dim=1)
-        hidden_BTC = decoder(batch.ids_BT, attention, past_key_values=cache, use_cache=True).last_hidden_state
+    rows, shared = len(batch.ids_BT), len(batch.prefix_P)
+    if decoder.config._attn_implementation == ROWS_ATTENTION:
+        ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()])
+        positions = torch.arange(shared + batch.ids_BT.shape[1], device=ids.device)
+        positions = torch.cat([positions[:shared], positions[shared:].repeat(rows)])
+        hidden = decoder(
+            ids[None], position_ids=positions[None], use_cache=False, layout=Layout(shared, rows)
+        ).last_hidden_state[0, shared:]
     else:
-        hidden_BTC = decoder(batch.ids_BT, batch.attention_BT, use_cache=False).last_hidden_state
-    hidden_NC = hidden_BTC.flatten(0, 1).index_select(0, batch.at_N)
+        ids_BT = torch.cat([batch.prefix_P.expand(rows, -1), batch.ids_BT], 1)
+        attention_BT = torch.cat([batch.attention_BT.new_ones(rows, shared), batch.attention_BT], 1)
+        hidden = decoder(ids_BT, attention_BT, use_cache=False).last_hidden_state[:, shared:].flatten(0, 1)
+    hidden_NC = hidden.index_select(0, batch.at_N)
     logits_NV: torch.Tensor = model.get_output_embeddings()(hidden_NC)
     return logits_NV
-
-
-def _shared_prefix(decoder: Any, prefix_P: torch.Tensor, rows: int) -> DynamicCache:
-    """Keys and values of the prefix, computed once and seen by all rows; gradients flow back through them."""
-    once = decoder(prefix_P[None], use_cache=True).past_key_values
-    shared = DynamicCache()
-    for number, layer in enumerate(once.layers):
-        shared.update(layer.keys.expand(rows, -1, -1, -1), layer.values.expand(rows, -1, -1, -1), number)
-    return shared
 
 
 class _AnswerLoss(torch.autograd.Function):

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-EAGER_TOKENS = 256
+from edgeft.tune.kernels import ROWS_ATTENTION, can_take_rows, use_few_pass_norms
+
+PLAIN_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,13 @@ def place(model: Any, compute: Compute, longest: int) -> Any:
     `longest` is the longest row in tokens. On a CPU torch's fused attention takes one to three times as long as
     plain products for rows of up to 256 tokens, forward and backward, and less from 512 on (benchmarks/LOG.md).
     """
-    plain = compute.device.type == "cpu" and longest <= EAGER_TOKENS
-    model.set_attn_implementation("eager" if plain else "sdpa")
-    return model.to(compute.device, compute.dtype)
+    model.to(compute.device, compute.dtype)
+    cpu = compute.device.type == "cpu"
+    if cpu:
+        use_few_pass_norms(model)
+    plain = cpu and longest <= PLAIN_TOKENS
+    model.set_attn_implementation("sdpa" if not plain else ROWS_ATTENTION if can_take_rows(model.config) else "eager")
+    return model
 
 
 def gemm_gflops(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) -> float:

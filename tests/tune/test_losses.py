@@ -1,11 +1,13 @@
 """The loss against dense formulas in float64, and rows against their neighbours."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, shared_tokens
+from edgeft.tune.kernels import ROWS_ATTENTION
 from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.targets import top_k
 
@@ -83,11 +85,11 @@ def test_targets_keep_the_probability_mass() -> None:
     torch.testing.assert_close(kept.logp_NK.float().exp().sum(1) + kept.tail_N, torch.ones(N), atol=2e-3, rtol=0)
 
 
-def tiny() -> LlamaForCausalLM:
+def tiny(attention: str = "eager") -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, attn_implementation="eager",
+        num_key_value_heads=2, max_position_embeddings=64, attn_implementation=attention,
     )  # fmt: skip
     return LlamaForCausalLM(config)
 
@@ -97,21 +99,23 @@ def row(*own: int, trained: int = 2) -> Encoded:
     return Encoded(ids, tuple(i >= len(ids) - trained for i in range(len(ids))))
 
 
-def test_a_rows_logits_do_not_depend_on_its_neighbours_or_on_the_shared_prefix() -> None:
-    model, rows = tiny(), [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14), row(15, 16, 17)]
+@pytest.mark.parametrize("attention", ["eager", ROWS_ATTENTION])
+def test_a_rows_logits_do_not_depend_on_its_neighbours_or_on_the_shared_prefix(attention: str) -> None:
+    model, rows = tiny(attention), [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14), row(15, 16, 17)]
     assert shared_tokens(rows) == 3
-    alone = torch.cat([answer_logits(model, collate([r], 0)) for r in rows])
+    alone = torch.cat([answer_logits(tiny(), collate([r], 0)) for r in rows])
     together = answer_logits(model, collate(rows, 0))
     shared = answer_logits(model, collate(rows, 0, prefix=3))
     torch.testing.assert_close(together, alone)
     torch.testing.assert_close(shared, alone)
 
 
-def test_gradients_flow_through_the_shared_prefix() -> None:
+@pytest.mark.parametrize("attention", ["eager", ROWS_ATTENTION])
+def test_gradients_flow_through_the_shared_prefix(attention: str) -> None:
     rows = [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14)]
     gradients = []
-    for prefix in (0, 3):
-        model = tiny()
+    for prefix, kind in ((0, "eager"), (3, attention)):
+        model = tiny(kind)
         batch = collate(rows, 0, prefix)
         answer_loss(answer_logits(model, batch), batch.labels_N).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})

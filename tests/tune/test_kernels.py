@@ -1,0 +1,130 @@
+"""The kernels against plain formulas and, for their gradients, against finite differences in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from edgeft.tune.kernels import (
+    ROWS_ATTENTION,
+    FewPassRMSNorm,
+    Layout,
+    can_take_rows,
+    rows_attention,
+    use_few_pass_norms,
+)
+from edgeft.tune.precision import PLAIN_TOKENS, Compute, place
+
+HEADS, GROUPS, WIDTH = 4, 2, 3
+LAYOUTS = [Layout(0, 1), Layout(0, 3), Layout(4, 1), Layout(4, 3), Layout(1, 2)]
+ROW = 5
+
+
+def projections(layout: Layout) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    tokens = layout.prefix + layout.rows * ROW
+    shapes = [(1, heads, tokens, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
+    return [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes]
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout | None) -> torch.Tensor:
+    return rows_attention(torch.nn.Module(), q, k, v, None, scaling=WIDTH**-0.5, layout=layout)[0]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_each_row_sees_the_prefix_and_itself_and_no_other(layout: Layout) -> None:
+    q, k, v = projections(layout)
+    found = attention(q, k, v, layout)
+    for row in range(layout.rows):
+        start = layout.prefix + row * ROW
+        alone = [*range(layout.prefix), *range(start, start + ROW)]
+        k_H, v_H = (side[:, :, alone].repeat_interleave(HEADS // GROUPS, dim=1) for side in (k, v))
+        expected = F.scaled_dot_product_attention(q[:, :, alone], k_H, v_H, is_causal=True).transpose(1, 2)
+        torch.testing.assert_close(found[:, alone], expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_the_gradients_of_attention_are_right(layout: Layout) -> None:
+    assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), projections(layout))
+
+
+def test_rows_without_a_layout_share_nothing() -> None:
+    q, k, v = (torch.cat([side, 2 * side]) for side in projections(Layout(0, 1)))
+    alone = torch.cat([attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], Layout(0, 1)) for i in range(2)])
+    torch.testing.assert_close(attention(q, k, v, None), alone)
+
+
+def tiny(attention: str) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, attn_implementation=attention,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def test_a_cache_is_refused_rather_than_ignored() -> None:
+    model, cache = tiny(ROWS_ATTENTION), DynamicCache()
+    with torch.no_grad():
+        model(torch.tensor([[1, 2, 3]]), past_key_values=cache, use_cache=True)
+        with pytest.raises(ValueError, match="no cache"):
+            model(torch.tensor([[4]]), past_key_values=cache, use_cache=True)
+
+
+def norm(kind: type = LlamaRMSNorm) -> torch.nn.Module:
+    made: torch.nn.Module = kind(48, eps=1e-5)
+    torch.nn.init.normal_(made.weight, 1.0, 0.3, generator=torch.Generator().manual_seed(1))  # type: ignore[arg-type]
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_norm_computes_what_the_model_wrote(dtype: torch.dtype) -> None:
+    theirs, ours = norm().to(dtype), norm().to(dtype)
+    use_few_pass_norms(ours)
+    assert type(ours) is FewPassRMSNorm
+    x = (5 * torch.randn(3, 7, 48, generator=torch.Generator().manual_seed(2))).to(dtype)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_the_gradients_of_the_norm_are_right() -> None:
+    ours = norm().double()
+    use_few_pass_norms(ours)
+    x = torch.randn(2, 3, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    weight = ours.get_parameter("weight")
+
+    def function(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(ours, {"weight": weight}, x)  # type: ignore[no-any-return]
+
+    assert torch.autograd.gradcheck(function, (x, weight))
+
+
+def test_a_norm_with_another_formula_stays_as_it_is() -> None:
+    theirs = norm(GemmaRMSNorm)
+    theirs.variance_epsilon = 1e-5
+    use_few_pass_norms(theirs)
+    assert type(theirs) is GemmaRMSNorm
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "expected"),
+    [
+        ("llama", {}, True),
+        ("llama", {"attention_dropout": 0.1}, False),
+        ("mistral", {"sliding_window": 4096}, False),
+        ("mistral", {"sliding_window": None}, True),
+        ("qwen2", {"sliding_window": 4096, "use_sliding_window": False}, True),
+        ("gemma2", {}, False),  # caps its scores
+    ],
+)
+def test_only_plain_attention_is_taken_over(kind: str, settings: dict[str, object], expected: bool) -> None:
+    assert can_take_rows(AutoConfig.for_model(kind, **settings)) is expected
+
+
+@pytest.mark.parametrize(("longest", "expected"), [(PLAIN_TOKENS, ROWS_ATTENTION), (PLAIN_TOKENS + 1, "sdpa")])
+def test_long_rows_keep_the_fused_kernel(longest: int, expected: str) -> None:
+    model = place(tiny("eager"), Compute(torch.device("cpu"), torch.float32, {}), longest)
+    assert model.config._attn_implementation == expected
