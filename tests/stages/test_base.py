@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from edgeft.recipe import BaseSettings
 from edgeft.stages import base
 from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_gguf import write_gguf
+from tests.hub_server import hub
 from tests.real_model import MODEL, smollm2_gguf
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -126,21 +129,44 @@ def test_a_digest_for_something_that_is_no_gguf_is_refused(tmp_path: Path) -> No
         run(tmp_path / "out", str(tmp_path), sha256="0" * 64)
 
 
-def test_a_hub_model_is_fetched_at_its_commit_without_code_or_pickle(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import huggingface_hub
+FETCH = """
+import sys
+from pathlib import Path
+from edgeft.errors import EdgeftError
+from edgeft.progress import Reporter
+from edgeft.recipe import BaseSettings
+from edgeft.stages import base
+try:
+    base.run(BaseSettings(model="org/name", revision=sys.argv[1]), {}, Path(sys.argv[2]), Reporter("base"))
+except EdgeftError as error:
+    sys.exit(error.message)
+"""
 
-    run(tmp_path / "hub", str(write_gguf(tmp_path / "m.gguf")))
-    asked: dict[str, Any] = {}
 
-    def snapshot(name: str, **options: Any) -> str:
-        asked.update(name=name, **options)
-        return str(tmp_path / "hub")
+def fetch(out: Path, cache: Path, revision: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The base stage in a process of its own, as the client reads where the hub is when it is imported."""
+    out.mkdir()
+    settings = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(cache), **environment}
+    return subprocess.run(
+        [sys.executable, "-c", FETCH, revision, str(out)], env=settings, capture_output=True, text=True, timeout=120
+    )
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert run(tmp_path / "out", "org/name", revision=COMMIT)["source"] == "org/name"
-    assert asked == {"name": "org/name", "revision": COMMIT, "allow_patterns": ["*.safetensors", "*.json", "*.jinja"]}
+
+def test_a_hub_model_is_fetched_at_its_commit_without_code_or_pickle_and_then_kept(tmp_path: Path) -> None:
+    run(tmp_path / "repository", str(write_gguf(tmp_path / "m.gguf")))
+    for name in ("pytorch_model.bin", "modeling_name.py"):
+        (tmp_path / "repository" / name).write_text("not to be fetched")
+    with hub(tmp_path / "repository", "org/name", COMMIT) as (address, asked):
+        done = fetch(tmp_path / "out", tmp_path / "cache", COMMIT, HF_ENDPOINT=address)
+        assert done.returncode == 0, done.stderr
+        unknown = fetch(tmp_path / "none", tmp_path / "cache", "f" * 40, HF_ENDPOINT=address)
+    assert hf.load_model(tmp_path / "out").num_parameters() == hf.load_model(tmp_path / "repository").num_parameters()
+    fetched = {path.rpartition("/")[2] for path in asked if "/resolve/" in path}
+    assert "model.safetensors" in fetched and "tokenizer.json" in fetched
+    assert not fetched & {"pytorch_model.bin", "modeling_name.py"}
+    assert "the hub does not give org/name at ffffffffffff" in unknown.stderr
+    again = fetch(tmp_path / "again", tmp_path / "cache", COMMIT, HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
 
 
 def test_a_hub_that_cannot_be_reached_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
