@@ -49,22 +49,18 @@ def rows_attention(
     """Causal attention for transformers: query [1, H, P + B T, D], key and value [1, G, P + B T, D], as `layout` says.
 
     Without a layout: rows [B, H, T, D] that share nothing. Padding stands behind a row, so causality hides it.
-    Returns [1, P + B T, H, D].
+    Returns [1, P + B T, H, D] or [B, T, H, D].
     """
     if key.shape[2] != query.shape[2] or attention_mask is not None:
         raise ValueError(f"attention of {tuple(query.shape)} to {tuple(key.shape)}: no cache or mask is known here")
-    if layout is not None:
-        out: torch.Tensor = _RowsAttention.apply(query, key, value, layout, scaling)  # type: ignore[no-untyped-call]
-        return out, None
-    rows = [_RowsAttention.apply(*parts, Layout(0, 1), scaling) for parts in _each_row(query, key, value)]  # type: ignore[no-untyped-call]
-    return torch.cat(rows), None
+    rows, heads, tokens, width = query.shape
+    if layout is None:
+        query, key, value = (side.transpose(0, 1).flatten(1, 2)[None] for side in (query, key, value))
+    out: torch.Tensor = _RowsAttention.apply(query, key, value, layout or Layout(0, rows), scaling)  # type: ignore[no-untyped-call]
+    return out.view(rows, tokens, heads, width), None
 
 
 AttentionInterface.register(ROWS_ATTENTION, rows_attention)
-
-
-def _each_row(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    return zip(*(tensor.split(1) for tensor in tensors), strict=True)
 
 
 class _RowsAttention(torch.autograd.Function):
