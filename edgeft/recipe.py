@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from edgeft.errors import RecipeError
 
@@ -73,10 +74,14 @@ class LoopSettings(Settings):
     """Peak learning rate of AdamW."""
     batch_rows: Positive = 16
     """Rows per optimiser step."""
+    micro_rows: Positive | None = None
+    """Rows computed at once, to save memory: gradients are summed until batch_rows are done; null takes all at once."""
     max_tokens: Positive = 512
     """Longest row in tokens; a longer one is an error that names the row."""
     warmup: Fraction = 0.05
-    """Share of the steps in which the learning rate rises; then it falls in a straight line to zero."""
+    """Share of the steps in which the learning rate rises."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How it goes on: in a straight line or along a cosine to zero, or unchanged."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW weight decay (matrices only)."""
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -94,25 +99,50 @@ class LoopSettings(Settings):
 
 
 class TrainSettings(LoopSettings):
-    """QLoRA: a low-rank adapter over the 4-bit base (Dettmers et al. 2023)."""
+    """What of the base model learns, and how; the default is QLoRA (Dettmers et al. 2023)."""
 
+    method: Literal["qlora", "lora", "full"] = "qlora"
+    """qlora: a low-rank adapter over the base in 4 bits; lora: over the base as it is; full: the weights themselves."""
+    last_layers: Positive | None = None
+    """Train only in the last so many decoder layers; null: in all, and with full the embedding, head and norms too."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+    """Linear layers that get an adapter: their names, or patterns over the dotted path such as *.mlp.*."""
     rank: Positive = 16
     """Rank of the adapter."""
     alpha: Positive = 32
     """Scale of the adapter: its update is multiplied by alpha / rank."""
+    rslora: bool = False
+    """Multiply it by alpha / sqrt(rank) instead, so that high ranks keep learning (Kalajdzievski 2023)."""
+    dora: bool = False
+    """Learn the length of each row of a weight apart from its direction (DoRA, Liu et al. 2024)."""
+    init: Literal["lora", "pissa", "loftq"] = "lora"
+    """How the adapter starts: from nothing, from the base's largest directions, or from what 4 bits lose."""
     dropout: Fraction = 0.0
     """Dropout on the adapter's input."""
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    """Linear layers that get an adapter."""
+    quant: Literal["nf4", "fp4"] = "nf4"
+    """The 4-bit type of qlora's base."""
     double_quant: bool = True
-    """Quantise the 4-bit scales too."""
+    """Quantise its scales too."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainSettings:
+        if self.init == "loftq" and self.method != "qlora":
+            raise ValueError("init: loftq starts from what 4 bits lose, so it needs method: qlora")
+        return self
+
+    @property
+    def scale(self) -> float:
+        """Factor of the adapter's update."""
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
 class MergeSettings(Settings):
     """Folding the adapter into weights."""
 
     into: Literal["dequantized", "original"] = "dequantized"
-    """The weights the adapter is added to: the 4-bit base it was trained against, or the original ones."""
+    """The weights qlora's adapter is added to: the 4-bit base it was trained against, or the original ones."""
 
 
 class StudentSettings(Settings):

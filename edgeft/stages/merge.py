@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
 from edgeft.artifact import Artifact
 from edgeft.errors import ModelError
@@ -17,8 +15,8 @@ from edgeft.recipe import MergeSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.losses import validation_loss
+from edgeft.tune.methods import merge_learned
 from edgeft.tune.precision import choose_compute, place
-from edgeft.tune.qlora import dequantized_base, fold_adapter
 
 
 def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -30,13 +28,8 @@ def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Repo
             f"the adapter was trained on base {str(trained_on)[:12]}, this base is {base.digest[:12]}",
             "merge it into the base it was trained on",
         )
-    settings = json.loads(adapter.file("adapter_config.json").read_text("utf-8"))
     model = load_model(base.path, torch.float32)
-    if cfg.into == "dequantized":
-        dequantized_base(model, bool(adapter.config["double_quant"]))
-    tensors = load_file(adapter.file("adapter_model.safetensors"))
-    scale = settings["lora_alpha"] / settings["r"]
-    folded = fold_adapter(model, tensors, scale, tuple(settings["target_modules"]))
+    folded = merge_learned(model, adapter, cfg.into)
     save_model(model, out, base.path)
     after = _score(out, inputs["dataset"], int(adapter.config["max_tokens"]), str(adapter.metrics["precision"]))
     before = adapter.metrics["validation_loss"]

@@ -82,6 +82,11 @@ def epoch_batches(lengths: Sequence[int], batch_rows: int, seed: int, epoch: int
     return batches
 
 
+def in_parts(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
+    """The rows in order, `size` at a time."""
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
 def ordered_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
     """All row numbers by length, in batches of at most `batch_tokens` padded tokens: for evaluation."""
     batch: list[int] = []

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from edgeft.errors import DataError
 from edgeft.progress import Reporter
 from edgeft.recipe import LoopSettings
-from edgeft.tune.batches import epoch_batches
+from edgeft.tune.batches import epoch_batches, in_parts
 
 CHECKPOINT = "last.safetensors"
 BETAS = (0.9, 0.99)
@@ -47,19 +47,21 @@ class Plan:
     per_epoch: int
     evaluations: frozenset[int]
     warmup: int
+    schedule: str
 
     @staticmethod
     def of(rows: int, settings: LoopSettings) -> Plan:
         per_epoch = math.ceil(rows / settings.batch_rows)
         total = max(1, round(settings.epochs * per_epoch))
         at = {max(1, round(total * (i + 1) / settings.evaluations)) for i in range(settings.evaluations)}
-        return Plan(total, per_epoch, frozenset(at), max(1, round(settings.warmup * total)))
+        return Plan(total, per_epoch, frozenset(at), max(1, round(settings.warmup * total)), settings.schedule)
 
     def lr_factor(self, step: int) -> float:
-        """Linear warm-up, then linear to zero (Bergsma et al. 2025, arXiv:2502.15938); `step` counts from 1."""
+        """Linear warm-up, then by the schedule; `step` counts from 1. Linear: Bergsma et al. 2025, arXiv:2502.15938."""
         if step <= self.warmup:
             return step / self.warmup
-        return (self.total + 1 - step) / (self.total + 1 - self.warmup)
+        left = (self.total + 1 - step) / (self.total + 1 - self.warmup)
+        return {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[self.schedule]
 
 
 class Masters:
@@ -143,7 +145,7 @@ def fit(
             rows = epoch_batches(lengths, settings.batch_rows, settings.seed, epoch)[position]
             torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout: the same with and without a resume
             began = time.perf_counter()
-            loss, tokens = _step(accelerator, masters, rows, loss_of, plan.lr_factor(step))
+            loss, tokens = _step(accelerator, masters, rows, loss_of, settings.micro_rows, plan.lr_factor(step))
             if not math.isfinite(loss):
                 raise DataError(
                     f"the loss became {loss} at step {step}", "lower the learning rate (train.lr, distill.lr)"
@@ -162,15 +164,21 @@ def fit(
 
 
 def _step(
-    accelerator: Accelerator, masters: Masters, rows: Sequence[int], loss_of: LossFunction, lr_factor: float
+    accelerator: Accelerator,
+    masters: Masters,
+    rows: Sequence[int],
+    loss_of: LossFunction,
+    micro_rows: int | None,
+    lr_factor: float,
 ) -> tuple[float, int]:
     """One global batch, shared between processes; returns the mean loss per trained token and the tokens done here."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    total, trained, tokens = torch.zeros(()), 0, 0
-    if mine:
-        total, trained, tokens = loss_of(mine)
-        accelerator.backward(total)
-    sums = torch.tensor([float(total.detach()), float(trained)], dtype=torch.float64)
+    total, trained, tokens = 0.0, 0, 0
+    for part in in_parts(mine, micro_rows or len(rows)):
+        loss, num_trained, num_tokens = loss_of(part)
+        accelerator.backward(loss)
+        total, trained, tokens = total + float(loss.detach()), trained + num_trained, tokens + num_tokens
+    sums = torch.tensor([total, float(trained)], dtype=torch.float64)
     if accelerator.num_processes > 1:
         sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
         for weight in masters.weights.values():

@@ -1,4 +1,4 @@
-"""QLoRA (Dettmers et al. 2023, arXiv:2305.14314): a frozen 4-bit NF4 base and a trainable low-rank adapter.
+"""QLoRA (Dettmers et al. 2023, arXiv:2305.14314): a frozen 4-bit base and a trainable low-rank adapter.
 
 On a GPU the base stays in 4 bits and bitsandbytes dequantises it on the fly. On a CPU it is dequantised once,
 into the training precision: the same numbers, without paying for the dequantising at every step. The adapter is
@@ -7,7 +7,9 @@ folded into it once per step there, so that the forward pass and the gradient to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, cast
 
 import torch
@@ -20,36 +22,50 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from edgeft.errors import ModelError, RecipeError
+from edgeft.recipe import TrainSettings
 from edgeft.tune.precision import Compute
 
+Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in], B [out, r]
 
-def decoder_linears(model: Any) -> Iterator[tuple[str, nn.Linear]]:
+
+def decoder_linears(model: Any, last_layers: int | None = None) -> Iterator[tuple[str, nn.Linear]]:
     """The linear layers of the decoder blocks, by name; embeddings and the output head are not among them."""
     decoder = model.get_decoder()
     prefix = next(name for name, module in model.named_modules() if module is decoder)
-    for name, module in decoder.layers.named_modules():
-        if isinstance(module, nn.Linear):
-            yield f"{prefix}.layers.{name}", module
+    first = 0 if last_layers is None else max(0, len(decoder.layers) - last_layers)
+    for number, layer in list(enumerate(decoder.layers))[first:]:
+        for name, module in layer.named_modules():
+            if isinstance(module, nn.Linear):
+                yield f"{prefix}.layers.{number}.{name}", module
 
 
-def nf4_round_trip(weight: torch.Tensor, double_quant: bool) -> torch.Tensor:
-    """The float32 values that a weight has after 4-bit NF4 quantisation in blocks of 64."""
-    packed, state = quantize_4bit(weight.float().contiguous(), quant_type="nf4", compress_statistics=double_quant)
-    return dequantize_4bit(packed, state).to(torch.float32)
+@dataclass(frozen=True)
+class FourBits:
+    """A 4-bit type of bitsandbytes in blocks of 64: nf4 or fp4, its scales quantised too or not."""
+
+    kind: str = "nf4"
+    double_quant: bool = True
+
+    def round_trip(self, weight: torch.Tensor) -> torch.Tensor:
+        """The float32 values that a weight has in this type."""
+        packed, state = quantize_4bit(
+            weight.float().contiguous(), quant_type=self.kind, compress_statistics=self.double_quant
+        )
+        return dequantize_4bit(packed, state).to(torch.float32)
 
 
 @torch.no_grad()
-def dequantized_base(model: Any, double_quant: bool) -> None:
+def dequantized_base(model: Any, four_bits: FourBits) -> None:
     """Replace the weights of the decoder's linears by what their 4-bit form stands for, in place."""
     for _, linear in decoder_linears(model):
-        linear.weight.copy_(nf4_round_trip(linear.weight, double_quant))
+        linear.weight.copy_(four_bits.round_trip(linear.weight))
 
 
-def load_4bit(model: Any, double_quant: bool, compute: Compute) -> Any:
+def load_4bit(model: Any, four_bits: FourBits, compute: Compute) -> Any:
     """Turn a float32 model into a frozen 4-bit base; see the module's text for CPU and GPU."""
     model.requires_grad_(False)
     if compute.device.type == "cpu":
-        dequantized_base(model, double_quant)
+        dequantized_base(model, four_bits)
         return model
     for name, linear in list(decoder_linears(model)):
         packed = Linear4bit(
@@ -57,8 +73,8 @@ def load_4bit(model: Any, double_quant: bool, compute: Compute) -> Any:
             linear.out_features,
             bias=linear.bias is not None,
             compute_dtype=compute.dtype,
-            compress_statistics=double_quant,
-            quant_type="nf4",
+            compress_statistics=four_bits.double_quant,
+            quant_type=four_bits.kind,
         )
         packed.load_state_dict(linear.state_dict())
         parent, _, child = name.rpartition(".")
@@ -66,29 +82,51 @@ def load_4bit(model: Any, double_quant: bool, compute: Compute) -> Any:
     return model.to(compute.device)
 
 
-def add_adapter(model: Any, rank: int, alpha: int, dropout: float, target_modules: tuple[str, ...], seed: int) -> Any:
+def adapter_targets(model: Any, patterns: Sequence[str], last_layers: int | None) -> list[str]:
+    """Names of the linears that get an adapter: those whose own name or dotted path matches one of the patterns.
+
+    Raises RecipeError for a pattern that matches none, with the names that there are.
+    """
+    names = [name for name, _ in decoder_linears(model)]
+    for pattern in patterns:
+        if not any(_matches(name, pattern) for name in names):
+            present = sorted({name.rpartition(".")[2] for name in names})
+            raise RecipeError(
+                f"train.target_modules: the model has no {pattern}; it has {', '.join(present)}",
+                "correct target_modules",
+            )
+    if last_layers is not None:
+        names = [name for name, _ in decoder_linears(model, last_layers)]
+    return [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return fnmatchcase(name.rpartition(".")[2], pattern) or fnmatchcase(name, pattern)
+
+
+def add_adapter(model: Any, cfg: TrainSettings, targets: Sequence[str], start: Mapping[str, Pair] | None = None) -> Any:
     """Put a LoRA adapter on the named linears; returns the PEFT model, whose only trainable weights are the adapter's.
 
-    Raises RecipeError for a target that the model does not have.
+    It starts from the pairs in `start`, from nothing where there are none.
     """
-    present = {name.rpartition(".")[2] for name, _ in decoder_linears(model)}
-    present |= {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, Linear4bit)}
-    unknown = sorted(set(target_modules) - present)
-    if unknown:
-        raise RecipeError(
-            f"train.target_modules: the model has no {', '.join(unknown)}; it has {', '.join(sorted(present))}",
-            "correct target_modules",
-        )
-    torch.manual_seed(seed)
+    torch.manual_seed(cfg.seed)
+    short = sorted({name.rpartition(".")[2] for name in targets})  # adapter_config.json names kinds where it can
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=sorted(target_modules),
+        r=cfg.rank,
+        lora_alpha=cfg.alpha,
+        lora_dropout=cfg.dropout,
+        use_rslora=cfg.rslora,
+        use_dora=cfg.dora,
+        target_modules=short if adapter_targets(model, short, None) == list(targets) else sorted(targets),
         bias="none",
         task_type="CAUSAL_LM",
     )
     adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
+    for name, pair in (start or {}).items():
+        layer: Any = adapted.get_submodule(f"base_model.model.{name}")
+        with torch.no_grad():
+            for side, value in zip((layer.lora_A, layer.lora_B), pair, strict=True):
+                side["default"].weight.copy_(value)
     fold_while_training(adapted)
     return adapted
 
@@ -135,9 +173,9 @@ class FoldedLora(LoraLinear):
 
 
 def fold_while_training(model: Any) -> None:
-    """Let PEFT's LoRA linears over plain weights compute as `FoldedLora`, in place; those with dropout stay."""
+    """Let PEFT's LoRA linears over plain weights compute as `FoldedLora`, in place; those with dropout or DoRA stay."""
     for module in model.modules():
-        plain = type(module) is LoraLinear and type(module.get_base_layer()) is nn.Linear
+        plain = type(module) is LoraLinear and type(module.get_base_layer()) is nn.Linear and not module.lora_variant
         if plain and not any(isinstance(d, nn.Dropout) for d in module.lora_dropout.values()):
             module.__class__ = FoldedLora
 
@@ -160,33 +198,35 @@ def adapter_config(peft_model: Any, base_name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def fold_adapter(
-    model: Any, adapter: dict[str, torch.Tensor], scale: float, target_modules: tuple[str, ...]
+    model: Any, adapter: Mapping[str, torch.Tensor], scale: float, targets: Sequence[str]
 ) -> dict[str, float | int]:
     """Add scale * B @ A to each adapted linear of a float32 model, in place (Hu et al. 2021, arXiv:2106.09685).
 
+    Where the adapter holds magnitudes (DoRA, Liu et al. 2024, arXiv:2402.09353), each row of the sum gets that length.
     Returns tensors_folded, max_abs_update. Raises ModelError if a name or shape does not fit, or one is missing.
     """
-    linears = dict(decoder_linears(model))
-    expected = {name for name in linears if name.rpartition(".")[2] in target_modules}
-    pairs: dict[str, dict[str, torch.Tensor]] = {}
+    parts: dict[str, dict[str, torch.Tensor]] = {}
     for key, value in adapter.items():
         name, _, side = key.removeprefix("base_model.model.").removesuffix(".weight").rpartition(".")
-        pairs.setdefault(name, {})[side] = value
-    if set(pairs) != expected:
-        strange = sorted(set(pairs) ^ expected)
+        parts.setdefault(name, {})[side] = value.float()
+    if set(parts) != set(targets):
+        strange = sorted(set(parts) ^ set(targets))
         raise ModelError(
             f"the adapter does not fit the model: {len(strange)} layers differ, for example {strange[0]!r}",
             "merge an adapter only into the base it was trained on",
         )
-    largest = 0.0
-    for name, pair in pairs.items():
-        update = scale * (pair["lora_B"].float() @ pair["lora_A"].float())
+    linears, largest = dict(decoder_linears(model)), 0.0
+    for name, part in parts.items():
         weight = linears[name].weight
+        update = scale * (part["lora_B"] @ part["lora_A"])
         if update.shape != weight.shape:
             raise ModelError(
                 f"the adapter does not fit: {name} is {tuple(weight.shape)}, its update {tuple(update.shape)}",
                 "merge an adapter only into the base it was trained on",
             )
-        weight += update
-        largest = max(largest, float(update.abs().max()))
-    return {"tensors_folded": len(pairs), "max_abs_update": largest}
+        after = weight + update
+        if "lora_magnitude_vector" in part:
+            after *= (part["lora_magnitude_vector"] / after.norm(dim=1))[:, None]
+        largest = max(largest, float((after - weight).abs().max()))
+        weight.copy_(after)
+    return {"tensors_folded": len(parts), "max_abs_update": largest}

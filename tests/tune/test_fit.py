@@ -132,3 +132,23 @@ def test_the_learning_rate_rises_then_falls_in_a_straight_line_to_zero() -> None
     falls = [a - b for a, b in zip(factors[9:], [*factors[10:], 0.0], strict=True)]
     assert falls == pytest.approx([falls[0]] * len(falls))
     assert plan.total in plan.evaluations
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("cosine", [1.0, 0.5, 0.0]), ("constant", [1.0, 1.0, 1.0])])
+def test_the_other_schedules(schedule: str, expected: list[float]) -> None:
+    settings = LoopSettings(epochs=1, batch_rows=1, warmup=0.01, schedule=schedule)  # type: ignore[arg-type]
+    plan = Plan.of(101, settings)
+    factors = [plan.lr_factor(step) for step in (2, 52, 101)]
+    assert factors == pytest.approx(expected, abs=0.03)
+
+
+def test_rows_computed_a_few_at_a_time_give_the_step_of_all_at_once(tmp_path: Path) -> None:
+    def weights(micro_rows: int | None) -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        model = torch.nn.Linear(6, 1)
+        settings = SETTINGS.model_copy(update={"micro_rows": micro_rows, "batch_rows": 7})
+        return run(model, tmp_path / str(micro_rows), settings=settings)[0]
+
+    whole = weights(None)
+    for micro_rows in (1, 3):
+        torch.testing.assert_close(weights(micro_rows), whole)

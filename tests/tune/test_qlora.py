@@ -1,6 +1,7 @@
 """The 4-bit base and its adapter: what is trained, what is folded, what is refused."""
 
 from copy import deepcopy
+from typing import Any
 
 import bitsandbytes as bnb
 import pytest
@@ -9,9 +10,12 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import ModelError, RecipeError
+from edgeft.recipe import TrainSettings
 from edgeft.tune.precision import Compute, choose_compute
 from edgeft.tune.qlora import (
     FoldedLora,
+    FourBits,
+    adapter_targets,
     adapter_tensors,
     add_adapter,
     decoder_linears,
@@ -34,8 +38,13 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def adapted(base: LlamaForCausalLM, **settings: Any) -> Any:
+    cfg = TrainSettings(rank=4, alpha=8, target_modules=TARGETS, **settings)
+    return add_adapter(base, cfg, adapter_targets(base, TARGETS, None))
+
+
 def with_random_adapter(base: LlamaForCausalLM) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    model = add_adapter(base, 4, 8, 0.0, TARGETS, seed=0)
+    model = adapted(base)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
@@ -46,7 +55,7 @@ def with_random_adapter(base: LlamaForCausalLM) -> tuple[torch.nn.Module, dict[s
 def test_the_cached_base_equals_live_bitsandbytes_layers() -> None:
     """On a CPU the base is dequantised once: it must compute what Linear4bit computes."""
     model = tiny()
-    cached = load_4bit(deepcopy(model), True, CPU)
+    cached = load_4bit(deepcopy(model), FourBits(), CPU)
     for name, linear in list(decoder_linears(model)):
         sizes = (linear.in_features, linear.out_features)
         live = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32, quant_type="nf4")
@@ -59,7 +68,7 @@ def test_the_cached_base_equals_live_bitsandbytes_layers() -> None:
 
 def test_quantising_changes_the_linears_and_nothing_else() -> None:
     model, before = tiny(), tiny().state_dict()
-    dequantized_base(model, True)
+    dequantized_base(model, FourBits())
     linears = {f"{name}.weight" for name, _ in decoder_linears(model)}
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == linears
@@ -67,7 +76,7 @@ def test_quantising_changes_the_linears_and_nothing_else() -> None:
 
 
 def test_only_the_adapter_is_trainable() -> None:
-    model = add_adapter(load_4bit(tiny(), True, CPU), 4, 8, 0.0, TARGETS, seed=0)
+    model = adapted(load_4bit(tiny(), FourBits(), CPU))
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 * 2 * 2
     assert all("lora_" in n and any(t in n for t in TARGETS) for n in trainable)
@@ -75,7 +84,7 @@ def test_only_the_adapter_is_trainable() -> None:
 
 def test_the_folded_form_trains_what_peft_trains() -> None:
     """Loss and gradients equal PEFT's own layers, also after the adapter has changed."""
-    base = load_4bit(tiny(), True, CPU)
+    base = load_4bit(tiny(), FourBits(), CPU)
     folded, _ = with_random_adapter(deepcopy(base))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     plain = get_peft_model(base, config)
@@ -97,17 +106,17 @@ def test_the_folded_form_trains_what_peft_trains() -> None:
 
 
 def test_dropout_keeps_pefts_own_layers() -> None:
-    model = add_adapter(load_4bit(tiny(), True, CPU), 4, 8, 0.1, TARGETS, seed=0)
+    model = adapted(load_4bit(tiny(), FourBits(), CPU), dropout=0.1)
     assert not any(isinstance(m, FoldedLora) for m in model.modules())
 
 
 def test_folding_gives_the_function_that_was_trained() -> None:
-    base = load_4bit(tiny(), True, CPU)
+    base = load_4bit(tiny(), FourBits(), CPU)
     merged = deepcopy(base)
     model, tensors = with_random_adapter(base)
-    report = fold_adapter(merged, tensors, scale=2.0, target_modules=TARGETS)
+    report = fold_adapter(merged, tensors, 2.0, adapter_targets(merged, TARGETS, None))
     with torch.no_grad():
-        trained, untrained = model(IDS).logits, load_4bit(tiny(), True, CPU)(IDS).logits
+        trained, untrained = model(IDS).logits, load_4bit(tiny(), FourBits(), CPU)(IDS).logits
         torch.testing.assert_close(merged(IDS).logits, trained, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(
             trained, untrained, atol=1e-2
@@ -117,26 +126,26 @@ def test_folding_gives_the_function_that_was_trained() -> None:
 
 
 def test_an_adapter_with_a_missing_layer_is_refused_and_names_it() -> None:
-    base = load_4bit(tiny(), True, CPU)
+    base = load_4bit(tiny(), FourBits(), CPU)
     merged = deepcopy(base)
     _, tensors = with_random_adapter(base)
     partial = {k: v for k, v in tensors.items() if "layers.1.mlp" not in k}
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.down_proj"):
-        fold_adapter(merged, partial, 2.0, TARGETS)
+        fold_adapter(merged, partial, 2.0, adapter_targets(merged, TARGETS, None))
 
 
 def test_an_adapter_of_another_width_is_refused() -> None:
-    base = load_4bit(tiny(), True, CPU)
+    base = load_4bit(tiny(), FourBits(), CPU)
     merged = deepcopy(base)
     _, tensors = with_random_adapter(base)
     wrong = {k: torch.zeros(4, 32) if "lora_A" in k else v for k, v in tensors.items()}
     with pytest.raises(ModelError, match="does not fit"):
-        fold_adapter(merged, wrong, 2.0, TARGETS)
+        fold_adapter(merged, wrong, 2.0, adapter_targets(merged, TARGETS, None))
 
 
 def test_an_unknown_target_module_is_named_with_those_that_exist() -> None:
     with pytest.raises(RecipeError, match=r"no query_key.*it has .*q_proj"):
-        add_adapter(tiny(), 4, 8, 0.0, ("query_key",), seed=0)
+        adapter_targets(tiny(), ("query_key",), None)
 
 
 def test_a_forced_precision_is_not_probed() -> None:
