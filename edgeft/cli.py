@@ -144,6 +144,34 @@ def bench(
     print(json.dumps(rows, indent=1)) if as_json else _print_results(rows)
 
 
+@app.command("lr-find")
+def lr_find(
+    recipe: RecipeArg,
+    low: Annotated[float, typer.Option(help="First learning rate.")] = 1e-5,
+    high: Annotated[float, typer.Option(help="Last learning rate.")] = 3e-2,
+    steps: Annotated[int, typer.Option(help="Optimiser steps, one for each rate.")] = 80,
+    set_: SetOpt = None,
+    as_json: JsonOpt = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Try learning rates for a recipe's training, in one short run.
+
+    The rate grows from step to step; the loss falls faster and faster, then runs away. Nothing is kept."""
+    from edgeft import commands
+
+    pipeline = commands.open_run(recipe, set_ or (), runs, sys.stderr)
+    commands.quiet_libraries()
+    with commands.disk_errors(runs):
+        points, suggested = commands.learning_rates(pipeline, low, high, steps)
+    if as_json:
+        found = {"points": [{"lr": point.lr, "loss": point.loss} for point in points], "suggested_lr": suggested}
+        print(json.dumps(found, indent=1))
+        return
+    shown = points[:: max(1, len(points) // 20)]
+    _print_table(["lr", "loss"], [[f"{point.lr:.2e}", f"{point.loss:.4f}"] for point in shown])
+    print(f"suggested peak: --set train.lr={suggested:.1e} (half of the rate where the smoothed loss is lowest)")
+
+
 @app.command()
 def chat(
     package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A package's folder.")],

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeft.artifact import CHECKPOINT_DIR, MANIFEST, Artifact, open_artifact, verify
-from edgeft.errors import ArtifactError, EdgeftError
+from edgeft.errors import ArtifactError, EdgeftError, RecipeError
 
 if TYPE_CHECKING:
     from edgeft.bench.session import Messages, Session
     from edgeft.pipeline import Pipeline
     from edgeft.recipe import Recipe
+    from edgeft.tune.lr_range import Point
 
 RECIPES = Path("recipes")
 PARTIAL = ".partial"
@@ -123,13 +124,28 @@ def list_runs(runs: Path) -> list[list[str]]:
     return rows
 
 
+def learning_rates(pipeline: Pipeline, low: float, high: float, steps: int) -> tuple[list[Point], float]:
+    """The points of a learning-rate range test with a recipe's training settings, and the rate they suggest."""
+    from edgeft.progress import Reporter
+    from edgeft.stages.train import prepare
+    from edgeft.tune.lr_range import range_test, suggestion
+
+    if not 0 < low < high or steps < 2:
+        raise RecipeError(
+            f"a range test from {low:g} to {high:g} in {steps} steps", "give --low below --high, and 2 steps or more"
+        )
+    inputs = {name: pipeline.run(name)[name] for name in ("base", "data")}
+    cfg, report = pipeline.recipe.train, Reporter("lr-find", stream=pipeline.stream)
+    training = prepare(cfg, inputs["base"].path, inputs["data"], report)
+    points = range_test(training.learner.trained, training.lengths, training.loss_of, cfg, low, high, steps, report)
+    return points, suggestion(points)
+
+
 def check_inputs(pipeline: Pipeline) -> list[str]:
     """Look at the files a recipe names without running anything; returns what was found, a line each.
 
     Raises RecipeError with all problems.
     """
-    from edgeft.errors import RecipeError
-
     found, problems = [], []
     for check in (_check_rows, _check_base):
         try:

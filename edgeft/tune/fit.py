@@ -145,7 +145,7 @@ def fit(
             rows = epoch_batches(lengths, settings.batch_rows, settings.seed, epoch)[position]
             torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout: the same with and without a resume
             began = time.perf_counter()
-            loss, tokens = _step(accelerator, masters, rows, loss_of, settings.micro_rows, plan.lr_factor(step))
+            loss, tokens = training_step(accelerator, masters, rows, loss_of, settings.micro_rows, plan.lr_factor(step))
             if not math.isfinite(loss):
                 raise DataError(
                     f"the loss became {loss} at step {step}", "lower the learning rate (train.lr, distill.lr)"
@@ -163,7 +163,7 @@ def fit(
     return best, history
 
 
-def _step(
+def training_step(
     accelerator: Accelerator,
     masters: Masters,
     rows: Sequence[int],
