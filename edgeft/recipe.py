@@ -87,9 +87,11 @@ class LoopSettings(Settings):
     clip_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm."""
     evaluations: Positive = 6
-    """Validation losses per run, evenly spaced; each may become the kept checkpoint."""
+    """Looks at the validation rows per run, evenly spaced; each may become the kept checkpoint."""
+    choose_by: Literal["loss", "exact_match"] = "loss"
+    """What makes a checkpoint the best: validation loss, or the share of validation rows with the right first line."""
     patience: Positive = 3
-    """Stop after this many evaluations without a better validation loss."""
+    """Stop after this many evaluations without a better one."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
     """Minutes between checkpoints to resume from."""
     precision: Precision = "auto"

@@ -19,9 +19,10 @@ from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
-from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss, validation_loss
+from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.targets import gather, load_shard, student_ids, translate
+from edgeft.tune.validation import Validation, validate
 
 
 def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -48,11 +49,11 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
         loss = answer_loss(answer_logits(model, batch), batch.labels_N, teacher, cfg.kl_weight)
         return loss, len(batch.labels_N), batch.num_tokens
 
-    def validate() -> float:
-        return validation_loss(model, validation, chat.pad_id, compute.device)
+    def look() -> Validation:
+        return validate(model, validation, chat, compute.device)
 
-    before = validate()
-    weights, history = fit(model, [len(r.ids) for r in rows], loss_of, validate, cfg, out / CHECKPOINT_DIR, report)
+    before = look()
+    weights, history = fit(model, [len(r.ids) for r in rows], loss_of, look, cfg, out / CHECKPOINT_DIR, report)
     healed = load_model(inputs["model"].path, torch.float32)
     healed.load_state_dict(healed.state_dict() | weights)  # strict: a name that the student lacks is an error
     save_model(healed, out, inputs["model"].path)
@@ -60,8 +61,8 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     return {
         "rows": len(rows),
         "steps": int(history.steps[-1]["step"]),
-        "validation_loss_before": before,
-        "validation_loss": min(e["loss"] for e in history.evals),
+        "validation_before": before._asdict(),
+        "validation": history.best,
         "best_step": history.best_step,
         "stopped_early": history.stopped_early,
         "precision": compute.name,

@@ -14,9 +14,9 @@ from edgeft.progress import Reporter
 from edgeft.recipe import MergeSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
-from edgeft.tune.losses import validation_loss
 from edgeft.tune.methods import merge_learned
 from edgeft.tune.precision import choose_compute, place
+from edgeft.tune.validation import Validation, validate
 
 
 def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -32,17 +32,18 @@ def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Repo
     folded = merge_learned(model, adapter, cfg.into)
     save_model(model, out, base.path)
     after = _score(out, inputs["dataset"], int(adapter.config["max_tokens"]), str(adapter.metrics["precision"]))
-    before = adapter.metrics["validation_loss"]
+    before = Validation(*(adapter.metrics["validation"][name] for name in Validation._fields))
     report.note(
-        f"{folded['tensors_folded']} tensors folded; validation loss {before:.4f} with the adapter, {after:.4f} merged"
+        f"{folded['tensors_folded']} tensors folded; validation loss {before.loss:.4f} as trained, {after.loss:.4f} "
+        f"merged; right first lines {before.exact_match:.1%} and {after.exact_match:.1%}"
     )
-    return {**folded, "into": cfg.into, "validation_loss_adapter": before, "validation_loss": after}
+    return {**folded, "into": cfg.into, "validation_as_trained": before._asdict(), "validation": after._asdict()}
 
 
-def _score(model_folder: Path, dataset: Artifact, max_tokens: int, precision: str) -> float:
-    """Validation loss of the model as saved, in the arithmetic that the adapter was scored in."""
+def _score(model_folder: Path, dataset: Artifact, max_tokens: int, precision: str) -> Validation:
+    """Loss and exact match of the model as saved, in the arithmetic that it was trained in."""
     chat = ChatTokenizer.from_folder(model_folder)
     compute = choose_compute(precision)
     rows = load_encoded(dataset.file("validation.jsonl"), chat, max_tokens)
     model = place(load_model(model_folder, compute.dtype), compute, max(len(row.ids) for row in rows))
-    return validation_loss(model, rows, chat.pad_id, compute.device)
+    return validate(model, rows, chat, compute.device)

@@ -18,9 +18,10 @@ from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import LossFunction, fit
-from edgeft.tune.losses import answer_logits, answer_loss, validation_loss
+from edgeft.tune.losses import answer_logits, answer_loss
 from edgeft.tune.methods import Learner, make_learner, save_learned
 from edgeft.tune.precision import Compute, choose_compute
+from edgeft.tune.validation import Validation, validate
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Training:
     learner: Learner
     lengths: list[int]  # of the training rows, in tokens
     loss_of: LossFunction
-    validate: Callable[[], float]
+    validate: Callable[[], Validation]
 
 
 def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter) -> Training:
@@ -52,10 +53,9 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
         loss = answer_loss(answer_logits(learner.model, batch), batch.labels_N)
         return loss, len(batch.labels_N), batch.num_tokens
 
-    def validate() -> float:
-        return validation_loss(learner.model, validation, chat.pad_id, compute.device)
-
-    return Training(compute, learner, lengths, loss_of, validate)
+    return Training(
+        compute, learner, lengths, loss_of, lambda: validate(learner.model, validation, chat, compute.device)
+    )
 
 
 def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -78,8 +78,8 @@ def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Repo
         "rows": len(training.lengths),
         "tokens_per_epoch": sum(training.lengths),
         "steps": int(history.steps[-1]["step"]),
-        "validation_loss_before": before,
-        "validation_loss": min(e["loss"] for e in history.evals),
+        "validation_before": before._asdict(),
+        "validation": history.best,
         "best_step": history.best_step,
         "stopped_early": history.stopped_early,
         "precision": training.compute.name,

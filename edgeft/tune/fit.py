@@ -22,9 +22,11 @@ from edgeft.errors import DataError
 from edgeft.progress import Reporter
 from edgeft.recipe import LoopSettings
 from edgeft.tune.batches import epoch_batches, in_parts
+from edgeft.tune.validation import Validation
 
 CHECKPOINT = "last.safetensors"
 BETAS = (0.9, 0.99)
+OVERFITTING = 1.05  # times its lowest value that the validation loss may be at the end without a word
 
 LossFunction = Callable[[Sequence[int]], tuple[torch.Tensor, int, int]]  # rows -> summed loss, trained tokens, tokens
 
@@ -34,9 +36,14 @@ class History:
     """What a run went through; `best_step` is the step whose weights were kept."""
 
     steps: list[dict[str, float]] = field(default_factory=list)  # step, loss (nats per trained token), lr
-    evals: list[dict[str, float]] = field(default_factory=list)  # step, loss
+    evals: list[dict[str, float]] = field(default_factory=list)  # step, loss, exact_match
     best_step: int = 0
     stopped_early: bool = False
+
+    @property
+    def best(self) -> dict[str, float]:
+        """The evaluation whose weights were kept."""
+        return next(e for e in self.evals if e["step"] == self.best_step)
 
 
 @dataclass(frozen=True)
@@ -118,12 +125,12 @@ def fit(
     model: torch.nn.Module,
     lengths: Sequence[int],
     loss_of: LossFunction,
-    validate: Callable[[], float],
+    validate: Callable[[], Validation],
     settings: LoopSettings,
     checkpoints: Path,
     report: Reporter,
 ) -> tuple[dict[str, torch.Tensor], History]:
-    """Train; returns the float32 weights with the lowest validation loss, by parameter name, and the history.
+    """Train; returns the float32 weights that validated best, by parameter name, and the history.
 
     `lengths` are the rows' lengths in tokens; `loss_of(rows)` gives the summed loss over the trained tokens of
     these rows. A checkpoint found in `checkpoints` is continued, with the same result as an unbroken run.
@@ -155,11 +162,14 @@ def fit(
             report.metric(step=step, loss=loss, tokens_per_s=round(rate, 1), tokens=tokens)
             bar.advance(1, loss=loss, **{"tok/s": rate})
             if step in plan.evaluations:
-                best = _evaluate(step, validate, masters, history, best, settings.patience)
-                report.metric(step=step, validation_loss=history.evals[-1]["loss"])
+                best = _evaluate(step, validate, masters, history, best, settings)
+                last = history.evals[-1]
+                report.metric(step=step, validation_loss=last["loss"], exact_match=last["exact_match"])
             if time.monotonic() - saved_at >= settings.checkpoint_minutes * 60 and accelerator.is_main_process:
                 _save_checkpoint(checkpoints / CHECKPOINT, step, masters, history, best)
                 saved_at = time.monotonic()
+    if warning := overfitting(history):
+        report.note(warning)
     return best, history
 
 
@@ -190,20 +200,43 @@ def training_step(
 
 def _evaluate(
     step: int,
-    validate: Callable[[], float],
+    validate: Callable[[], Validation],
     masters: Masters,
     history: History,
     best: dict[str, torch.Tensor],
-    patience: int,
+    settings: LoopSettings,
 ) -> dict[str, torch.Tensor]:
-    """Record a validation loss; returns the weights to keep, the present ones if they are better."""
-    loss = validate()
-    if not history.evals or loss < min(e["loss"] for e in history.evals):
+    """Record a look at the validation rows; returns the weights to keep, the present ones if they are better."""
+    history.evals.append({"step": step, **validate()._asdict()})
+    ranks = [_rank(evaluation, settings.choose_by) for evaluation in history.evals]
+    if all(ranks[-1] < rank for rank in ranks[:-1]):
         history.best_step, best = step, masters.snapshot()
-    history.evals.append({"step": step, "loss": loss})
     since_best = sum(e["step"] > history.best_step for e in history.evals)
-    history.stopped_early = since_best >= patience
+    history.stopped_early = since_best >= settings.patience
     return best
+
+
+def _rank(evaluation: dict[str, float], choose_by: str) -> tuple[float, float]:
+    """The smaller, the better; of equal shares of right rows the one with the lower loss is better."""
+    return (0.0 if choose_by == "loss" else -evaluation["exact_match"], evaluation["loss"])
+
+
+def overfitting(history: History) -> str | None:
+    """A sentence if the validation loss rose after its lowest point while the training loss went on falling."""
+    lowest, last = min(history.evals, key=lambda e: e["loss"]), history.evals[-1]
+    window = max(1, len(history.steps) // 20)
+
+    def training_loss(step: float) -> float:
+        near = [s["loss"] for s in history.steps if step - window < s["step"] <= step]
+        return sum(near) / len(near)
+
+    then, now = training_loss(lowest["step"]), training_loss(last["step"])
+    if last["loss"] <= OVERFITTING * lowest["loss"] or now >= then:
+        return None
+    return (
+        f"overfitting: validation loss {lowest['loss']:.4f} at step {lowest['step']:.0f}, {last['loss']:.4f} at step "
+        f"{last['step']:.0f}, while the training loss fell from {then:.4f} to {now:.4f}; fewer epochs or more rows help"
+    )
 
 
 def _save_checkpoint(path: Path, step: int, masters: Masters, history: History, best: dict[str, torch.Tensor]) -> None:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-from edgeft.text.encode import Encoded
-from edgeft.tune.batches import Batch, collate, ordered_batches, shared_tokens
+from edgeft.tune.batches import Batch
 from edgeft.tune.kernels import ROWS_ATTENTION, Layout
 
-EVAL_TOKENS = 2048  # padded tokens per evaluation batch
 CHUNK_ROWS = 16  # positions per pass: 16 x 49,152 float32 logits are 3 MB, which a processor's caches hold
 TINY = 1e-7  # smallest tail probability of the student: keeps the logarithm and its gradient finite
 
@@ -115,20 +111,3 @@ def answer_loss(
     """
     loss: torch.Tensor = _AnswerLoss.apply(logits_NV, labels_N, teacher, kl_weight)  # type: ignore[no-untyped-call]
     return loss
-
-
-@torch.no_grad()
-def validation_loss(model: Any, rows: Sequence[Encoded], pad_id: int, device: torch.device) -> float:
-    """Mean cross-entropy (nats) per trained token of `rows`."""
-    was_training = model.training
-    model.eval()
-    total, count, prefix = 0.0, 0, shared_tokens(rows)
-    for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
-        batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
-        for logits, labels in zip(
-            answer_logits(model, batch).split(CHUNK_ROWS), batch.labels_N.split(CHUNK_ROWS), strict=True
-        ):
-            total += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-        count += len(batch.labels_N)
-    model.train(was_training)
-    return total / count

@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
-from edgeft.tune.losses import CHUNK_ROWS, EVAL_TOKENS, TeacherTopK, answer_logits
+from edgeft.tune.losses import CHUNK_ROWS, TeacherTopK, answer_logits
+from edgeft.tune.validation import EVAL_TOKENS
 
 LEAST_LEFT = 1e-3  # smallest share of the teacher's probability that is scaled up to one when a vocabulary is cut
 BLOCK = 64  # vocabulary entries whose maximum is looked at first

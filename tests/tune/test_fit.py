@@ -11,7 +11,8 @@ from safetensors import safe_open
 from edgeft.errors import DataError
 from edgeft.progress import Reporter
 from edgeft.recipe import LoopSettings
-from edgeft.tune.fit import CHECKPOINT, History, LossFunction, Plan, fit
+from edgeft.tune.fit import CHECKPOINT, History, LossFunction, Plan, fit, overfitting
+from edgeft.tune.validation import Validation
 
 ROWS = 40
 SETTINGS = LoopSettings(epochs=2, lr=0.15, batch_rows=4, evaluations=5, checkpoint_minutes=0, seed=3)
@@ -43,13 +44,13 @@ def loss_of(model: torch.nn.Module, kill_at: int | None = None) -> LossFunction:
     return loss
 
 
-def validation(model: torch.nn.Module) -> Callable[[], float]:
-    def loss() -> float:
+def validation(model: torch.nn.Module) -> Callable[[], Validation]:
+    def loss() -> Validation:
         with torch.no_grad():
             model.eval()
             value = float(((model(X.to(next(model.parameters()).dtype)).squeeze(1).float() - Y) ** 2).mean())
             model.train()
-        return value
+        return Validation(value, 0.0)
 
     return loss
 
@@ -62,12 +63,12 @@ def run(
 
 def test_training_lowers_the_loss_and_returns_the_best_weights(tmp_path: Path) -> None:
     model = linear()
-    before = validation(model)()
+    before = validation(model)().loss
     weights, history = run(model, tmp_path)
     best = min(e["loss"] for e in history.evals)
     assert best < before / 2
     model.load_state_dict(weights)
-    assert validation(model)() == pytest.approx(best)
+    assert validation(model)().loss == pytest.approx(best)
     assert [s["step"] for s in history.steps] == list(range(1, 21))
 
 
@@ -94,7 +95,9 @@ def test_it_stops_when_the_validation_loss_no_longer_falls(tmp_path: Path) -> No
     model = linear()
     values = iter([1.0, 2.0, 3.0, 0.1, 0.1])
     settings = SETTINGS.model_copy(update={"patience": 2})
-    _, history = fit(model, [5] * ROWS, loss_of(model), lambda: next(values), settings, tmp_path, Reporter("test"))
+    _, history = fit(
+        model, [5] * ROWS, loss_of(model), lambda: Validation(next(values), 0.0), settings, tmp_path, Reporter("test")
+    )
     assert history.stopped_early
     assert [e["loss"] for e in history.evals] == [1.0, 2.0, 3.0]
     assert history.best_step == history.evals[0]["step"]
@@ -109,7 +112,7 @@ def test_bf16_weights_learn_through_float32_masters(tmp_path: Path) -> None:
         return model.weight.sum() * len(rows), len(rows), len(rows)
 
     settings = LoopSettings(epochs=10, lr=1e-3, batch_rows=4, evaluations=1, warmup=0)
-    weights, _ = fit(model, [5] * ROWS, push, lambda: 0.0, settings, tmp_path, Reporter("test"))
+    weights, _ = fit(model, [5] * ROWS, push, lambda: Validation(0.0, 0.0), settings, tmp_path, Reporter("test"))
     assert weights["weight"].dtype == torch.float32
     assert 0.9 < float(weights["weight"]) < 0.99
 
@@ -121,7 +124,7 @@ def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(tmp_path: Pat
         return model.weight.sum() * float("nan"), len(rows), len(rows)
 
     with pytest.raises(DataError, match="at step 1"):
-        fit(model, [5] * ROWS, broken, lambda: 0.0, SETTINGS, tmp_path, Reporter("test"))
+        fit(model, [5] * ROWS, broken, lambda: Validation(0.0, 0.0), SETTINGS, tmp_path, Reporter("test"))
 
 
 def test_the_learning_rate_rises_then_falls_in_a_straight_line_to_zero() -> None:
@@ -152,3 +155,30 @@ def test_rows_computed_a_few_at_a_time_give_the_step_of_all_at_once(tmp_path: Pa
     whole = weights(None)
     for micro_rows in (1, 3):
         torch.testing.assert_close(weights(micro_rows), whole)
+
+
+def test_the_best_checkpoint_may_be_the_one_with_the_most_right_lines(tmp_path: Path) -> None:
+    model = linear()
+    seen = iter(
+        [Validation(1.0, 0.2), Validation(0.5, 0.6), Validation(0.7, 0.9), Validation(0.6, 0.9), Validation(0.4, 0.8)]
+    )
+    settings = SETTINGS.model_copy(update={"choose_by": "exact_match"})
+    _, history = fit(model, [5] * ROWS, loss_of(model), lambda: next(seen), settings, tmp_path, Reporter("test"))
+    assert history.best == {"step": 16, "loss": 0.6, "exact_match": 0.9}  # as many right as at 12, a lower loss
+
+
+@pytest.mark.parametrize(
+    ("training", "validating", "expected"),
+    [
+        ([2.0, 1.0, 0.5, 0.1], [2.0, 1.5, 1.6, 1.9], "overfitting: validation loss 1.5000 at step 2, 1.9000 at step 4"),
+        ([2.0, 1.0, 0.5, 0.1], [2.0, 1.5, 1.5, 1.52], None),  # no worse than noise
+        ([2.0, 1.0, 1.5, 2.1], [2.0, 1.5, 1.6, 1.9], None),  # both rise: something else
+    ],
+)
+def test_overfitting_is_said(training: list[float], validating: list[float], expected: str | None) -> None:
+    history = History(
+        steps=[{"step": i, "loss": loss, "lr": 0.1} for i, loss in enumerate(training, 1)],
+        evals=[{"step": i, "loss": loss, "exact_match": 0.0} for i, loss in enumerate(validating, 1)],
+    )
+    found = overfitting(history)
+    assert found is None if expected is None else found is not None and found.startswith(expected)

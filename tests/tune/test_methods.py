@@ -21,6 +21,7 @@ from edgeft.tune.losses import answer_logits, answer_loss
 from edgeft.tune.methods import Learner, make_learner, merge_learned, save_learned
 from edgeft.tune.precision import Compute
 from edgeft.tune.qlora import FourBits, dequantized_base
+from edgeft.tune.validation import Validation
 
 CPU = Compute(torch.device("cpu"), torch.float32, {})
 ROW = Encoded(tuple(range(1, 13)), tuple(i > 4 for i in range(12)))
@@ -70,7 +71,9 @@ def trained(cfg: TrainSettings, folder: Path) -> tuple[Learner, Artifact]:
     def loss_of(numbers: object) -> tuple[torch.Tensor, int, int]:
         return answer_loss(answer_logits(learner.model, BATCH), BATCH.labels_N), len(BATCH.labels_N), BATCH.num_tokens
 
-    weights, history = fit(learner.trained, [12] * 4, loss_of, lambda: 1.0, cfg, folder / "checkpoints", Reporter("t"))
+    weights, history = fit(
+        learner.trained, [12] * 4, loss_of, lambda: Validation(1.0, 0.0), cfg, folder / "checkpoints", Reporter("t")
+    )
     assert history.steps[-1]["loss"] < history.steps[0]["loss"] - 0.1, "it does not learn"
     with torch.no_grad():
         for name, value in learner.trained.named_parameters():
