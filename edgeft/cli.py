@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,6 +59,8 @@ def run(
     commands.quiet_libraries()
     with commands.disk_errors(runs):
         made = pipeline.run(to)
+    if os.environ.get("RANK", "0") != "0":  # `accelerate launch` starts several; the first one speaks
+        return
     if "report" in made:
         _print_results(commands.result_rows(pipeline), made["report"].path)
         return

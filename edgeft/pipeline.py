@@ -14,6 +14,7 @@ from functools import cached_property
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TextIO
 
 from filelock import FileLock, Timeout
@@ -44,6 +45,7 @@ class Stage:
     kind: str
     version: int
     module: str  # holds `run(cfg, inputs, out, report) -> metrics`, imported only when it runs
+    together: bool = False  # all processes of one `accelerate launch` run it, and share each batch
 
     def load(self) -> StageFunction:
         function: StageFunction = import_module(self.module).run
@@ -53,17 +55,18 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "base": Stage("model", 1, "edgeft.stages.base"),
     "data": Stage("dataset", 1, "edgeft.stages.data"),
-    "train": Stage("adapter", 4, "edgeft.stages.train"),
+    "train": Stage("adapter", 5, "edgeft.stages.train", together=True),
     "merge": Stage("model", 1, "edgeft.stages.merge"),
     "student": Stage("model", 4, "edgeft.stages.student"),
     "targets": Stage("targets", 3, "edgeft.stages.targets"),
-    "distill": Stage("model", 4, "edgeft.stages.distill"),
+    "distill": Stage("model", 5, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 1, "edgeft.stages.probe"),
     "export": Stage("package", 1, "edgeft.stages.export"),
     "bench": Stage("report", 2, "edgeft.stages.bench"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),
     "report": Stage("report", 1, "edgeft.stages.report"),
 }
+WAIT_S = 0.2  # between two looks at whether another process has finished a stage
 RUNTIMES = ("torch", "transformers", "peft", "bitsandbytes", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
 
 
@@ -129,6 +132,9 @@ class Pipeline:
     def _run_node(self, node: Node) -> None:
         key = self.key(node)
         final = self.runs / f"{node.stage}-{key}"
+        if int(os.environ.get("RANK", "0")) > 0:
+            self._done[node.name] = self._help(node, final)
+            return
         with _locked(final.with_suffix(".lock"), self._say):
             if not (final / MANIFEST).is_file():  # another process may have finished it while this one waited
                 inputs = {name: self._done[source] for name, source in node.inputs.items()}
@@ -137,8 +143,22 @@ class Pipeline:
         seconds = self._done[node.name].manifest.made_by.get("seconds", 0.0)
         self._say(f"  {node.name}: done in {format_seconds(seconds)} -> {final}")
 
+    def _help(self, node: Node, final: Path) -> Artifact:
+        """What every process but the first does under `accelerate launch`: its share of a stage, or wait for it.
+
+        The first process writes the artifact; if it fails, the launcher ends the others.
+        """
+        if STAGES[node.stage].together and not (final / MANIFEST).is_file():
+            inputs = {name: self._done[source] for name, source in node.inputs.items()}
+            with TemporaryDirectory(prefix="edgeft-") as folder:
+                (Path(folder) / CHECKPOINT_DIR).symlink_to((partial_of(final) / CHECKPOINT_DIR).absolute())
+                STAGES[node.stage].load()(node.config, inputs, Path(folder), Reporter(node.name))
+        while not (final / MANIFEST).is_file():
+            time.sleep(WAIT_S)
+        return open_artifact(final)
+
     def _say(self, text: str) -> None:
-        if self.stream:
+        if self.stream and os.environ.get("RANK", "0") == "0":
             print(text, file=self.stream, flush=True)
 
 

@@ -123,6 +123,39 @@ def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(
         assert artifact(broken, stage).digest == artifact(unbroken, stage).digest, stage
 
 
+def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None:
+    """Under `accelerate launch` each batch is shared; sums in another order differ in the last digits only."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert edgeft(recipe, one, "--to", "train").returncode == 0
+    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+                "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
+                "--main_process_port", "0", "-m", "edgeft"]  # fmt: skip
+    arguments = command(recipe, two, "--to", "train")[3:]
+    done = subprocess.run(
+        [sys.executable, *launcher, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    histories = [artifact(runs, "train").read_json("history.json") for runs in (one, two)]
+    for kind in ("steps", "evals"):
+        losses = [[entry["loss"] for entry in history[kind]] for history in histories]
+        assert losses[1] == pytest.approx(losses[0], rel=2e-4)
+    rates = [artifact(runs, "train").path / "log" / "metrics.jsonl" for runs in (one, two)]
+    tokens = [[json.loads(line).get("tokens") for line in path.open()][0] for path in rates]
+    assert tokens[1] < 0.7 * tokens[0]  # the first process did half of the rows, not all of them
+
+
+def test_a_range_test_suggests_a_rate_and_keeps_nothing(recipe: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeft", "lr-find", str(recipe), "--runs", str(tmp_path), "--steps", "8", "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["points"]) <= 8 and found["points"][0]["lr"] == pytest.approx(1e-5)
+    assert 1e-6 < found["suggested_lr"] < 3e-2
+    assert not list(tmp_path.glob("train-*"))
+
+
 def test_a_whole_run_ends_in_a_table_and_a_report_and_costs_nothing_twice(recipe: Path, tmp_path: Path) -> None:
     done = edgeft(recipe, tmp_path)
     assert done.returncode == 0, done.stderr

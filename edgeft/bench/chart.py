@@ -79,11 +79,13 @@ def learning_curve(
     for name, curve in (("raw", train), ("smooth", smooth), ("checks", checks)):
         points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in _thinned(curve))
         _add(svg, "polyline", points=points, **{"class": f"curve {name}"})
-    for step, loss in checks:
-        best = step == best_step
+    for check in evals:
+        step, loss, best = check["step"], check["loss"], check["step"] == best_step
         look = {"class": "check best" if best else "check"}
         dot = _add(svg, "circle", cx=x(step), cy=y(loss), r=5 if best else 3.2, **look)
-        _add(dot, "title").text = f"validation loss {loss:.4f} at step {step:.0f}" + (" (kept)" if best else "")
+        right_lines = f", {check['exact_match']:.1%} of first lines right" if "exact_match" in check else ""
+        kept = " (kept)" if best else ""
+        _add(dot, "title").text = f"validation loss {loss:.4f}{right_lines} at step {step:.0f}{kept}"
         if best:
             right = x(step) < RIGHT - 90
             look = {"class": "label", "text-anchor": "start" if right else "end"}

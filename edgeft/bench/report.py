@@ -51,6 +51,7 @@ class RunRecord:
     rows: Sequence[Row]  # the table, names set
     curves: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # stage -> history.json
     merge: Mapping[str, Any] = field(default_factory=dict)  # metrics of the merge
+    general: Mapping[str, dict[str, float]] = field(default_factory=dict)  # model -> perplexity, bits_per_byte
     dataset: Mapping[str, Any] = field(default_factory=dict)  # data_report.json
     host: Mapping[str, Any] = field(default_factory=dict)
     artifacts: Sequence[dict[str, str]] = ()  # name, kind, digest, path

@@ -22,7 +22,7 @@ from edgeft.tune.fit import fit
 from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.targets import gather, load_shard, student_ids, translate
-from edgeft.tune.validation import Validation, validate
+from edgeft.tune.validation import Validation, general_text, validate
 
 
 def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -54,6 +54,9 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
 
     before = look()
     weights, history = fit(model, [len(r.ids) for r in rows], loss_of, look, cfg, out / CHECKPOINT_DIR, report)
+    model.load_state_dict({name: value.to(compute.dtype) for name, value in weights.items()}, strict=False)
+    general = general_text(model, chat, compute.device)
+    report.note(f"general text: {general.bits_per_byte:.3f} bits per byte")
     healed = load_model(inputs["model"].path, torch.float32)
     healed.load_state_dict(healed.state_dict() | weights)  # strict: a name that the student lacks is an error
     save_model(healed, out, inputs["model"].path)
@@ -63,6 +66,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
         "steps": int(history.steps[-1]["step"]),
         "validation_before": before._asdict(),
         "validation": history.best,
+        "general": general._asdict(),
         "best_step": history.best_step,
         "stopped_early": history.stopped_early,
         "precision": compute.name,

@@ -15,8 +15,8 @@ from edgeft.recipe import MergeSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.methods import merge_learned
-from edgeft.tune.precision import choose_compute, place
-from edgeft.tune.validation import Validation, validate
+from edgeft.tune.precision import Compute, choose_compute, place
+from edgeft.tune.validation import General, Validation, general_text, validate
 
 
 def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -31,19 +31,34 @@ def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Repo
     model = load_model(base.path, torch.float32)
     folded = merge_learned(model, adapter, cfg.into)
     save_model(model, out, base.path)
-    after = _score(out, inputs["dataset"], int(adapter.config["max_tokens"]), str(adapter.metrics["precision"]))
+    compute, max_tokens = choose_compute(str(adapter.metrics["precision"])), int(adapter.config["max_tokens"])
+    after = _look(out, inputs["dataset"], compute, max_tokens)
+    untrained = _general(base.path, compute)
+    general = _general(out, compute)
     before = Validation(*(adapter.metrics["validation"][name] for name in Validation._fields))
     report.note(
         f"{folded['tensors_folded']} tensors folded; validation loss {before.loss:.4f} as trained, {after.loss:.4f} "
         f"merged; right first lines {before.exact_match:.1%} and {after.exact_match:.1%}"
     )
-    return {**folded, "into": cfg.into, "validation_as_trained": before._asdict(), "validation": after._asdict()}
+    report.note(f"general text: {untrained.bits_per_byte:.3f} bits per byte before, {general.bits_per_byte:.3f} now")
+    return {
+        **folded,
+        "into": cfg.into,
+        "validation_as_trained": before._asdict(),
+        "validation": after._asdict(),
+        "general_base": untrained._asdict(),
+        "general": general._asdict(),
+    }
 
 
-def _score(model_folder: Path, dataset: Artifact, max_tokens: int, precision: str) -> Validation:
+def _look(folder: Path, dataset: Artifact, compute: Compute, max_tokens: int) -> Validation:
     """Loss and exact match of the model as saved, in the arithmetic that it was trained in."""
-    chat = ChatTokenizer.from_folder(model_folder)
-    compute = choose_compute(precision)
+    chat = ChatTokenizer.from_folder(folder)
     rows = load_encoded(dataset.file("validation.jsonl"), chat, max_tokens)
-    model = place(load_model(model_folder, compute.dtype), compute, max(len(row.ids) for row in rows))
+    model = place(load_model(folder, compute.dtype), compute, max(len(row.ids) for row in rows))
     return validate(model, rows, chat, compute.device)
+
+
+def _general(folder: Path, compute: Compute) -> General:
+    model = load_model(folder, compute.dtype).to(compute.device)
+    return general_text(model, ChatTokenizer.from_folder(folder), compute.device)

@@ -37,6 +37,7 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
             rows=rows,
             curves={name: inputs[name].read_json("history.json") for name in CURVES if name in inputs},
             merge=inputs["merge"].metrics,
+            general=_general(inputs),
             dataset=inputs["dataset"].read_json("data_report.json"),
             host=_host(benches),
             artifacts=_artifacts(inputs, rows, benches),
@@ -46,6 +47,13 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
     (out / "report.html").write_text(page, "utf-8")
     (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     return {"rows": len(rows), "claims": as_text(claims(rows, joint_hits(test_rows)))}
+
+
+def _general(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:
+    """What each model makes of general text, in the order in which they were made."""
+    merged = inputs["merge"].metrics
+    found = {"base": merged["general_base"], "teacher": merged["general"]}
+    return found | ({"student": inputs["distill"].metrics["general"]} if "distill" in inputs else {})
 
 
 def _host(benches: Mapping[str, Artifact]) -> dict[str, Any]:

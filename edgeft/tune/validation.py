@@ -1,8 +1,10 @@
-"""How well a model predicts rows that it does not learn from."""
+"""How well a model predicts what it does not learn: validation rows, and general text, which shows what it forgot."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,7 @@ from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
 from edgeft.tune.losses import CHUNK_ROWS, answer_logits
 
+GENERAL_TEXT = Path(__file__).parent.parent / "text" / "general.txt"
 EVAL_TOKENS = 2048  # padded tokens per evaluation batch
 
 
@@ -45,6 +48,25 @@ def validate(model: Any, rows: Sequence[Encoded], chat: ChatTokenizer, device: t
             exact += bool(right_N[_first_line(rows[i], chat)].all())
     model.train(was_training)
     return Validation(total / count, exact / len(rows))
+
+
+class General(NamedTuple):
+    """A model on general text: perplexity per token, and bits per byte, which any two tokenizers may be compared by."""
+
+    perplexity: float
+    bits_per_byte: float
+
+
+def general_text(model: Any, chat: ChatTokenizer, device: torch.device) -> General:
+    """How well a model predicts the paragraphs of `text/general.txt`, each on its own, without a chat around it."""
+    paragraphs = GENERAL_TEXT.read_text("utf-8").strip().split("\n\n")
+    rows = []
+    for paragraph in paragraphs:
+        ids = tuple(chat.tokenizer.encode(paragraph, add_special_tokens=True).ids)
+        rows.append(Encoded(ids, (False, *[True] * (len(ids) - 1))))
+    loss = validate(model, rows, chat, device).loss
+    tokens = sum(len(row.ids) - 1 for row in rows)
+    return General(math.exp(loss), loss * tokens / math.log(2) / sum(len(p.encode()) for p in paragraphs))
 
 
 def _first_line(row: Encoded, chat: ChatTokenizer) -> slice:

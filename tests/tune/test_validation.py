@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, encode_row
-from edgeft.tune.validation import _first_line, validate
+from edgeft.tune.validation import GENERAL_TEXT, _first_line, general_text, validate
 from tests.text.tiny import write_tokenizer
 
 CPU = torch.device("cpu")
@@ -83,3 +86,13 @@ def test_the_loss_is_the_mean_over_the_trained_tokens(chat: ChatTokenizer, model
             at = [t for t, trained in enumerate(row.trained) if trained]
             total += float(F.cross_entropy(logits[[t - 1 for t in at]], torch.tensor(row.ids)[at], reduction="sum"))
     assert validate(model, rows, chat, CPU).loss == pytest.approx(total / 4, rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_needs_a_full_token_of_bits(chat: ChatTokenizer, model: LlamaForCausalLM) -> None:
+    blank = copy.deepcopy(model)
+    torch.nn.init.zeros_(blank.lm_head.weight)
+    found = general_text(blank, chat, CPU)
+    paragraphs = GENERAL_TEXT.read_text("utf-8").strip().split("\n\n")
+    size = sum(len(p.encode()) for p in paragraphs)
+    assert found.perplexity == pytest.approx(259, rel=1e-4)
+    assert found.bits_per_byte == pytest.approx(math.log2(259) * (size - len(paragraphs)) / size, rel=1e-4)
