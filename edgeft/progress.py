@@ -1,4 +1,4 @@
-"""One reporter for all stages: bars on a terminal, plain lines elsewhere, `log/metrics.jsonl` always."""
+"""One reporter for all stages: bars on a terminal, plain lines elsewhere; always metrics.jsonl and TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from edgeft.artifact import LOG_DIR
+
+if TYPE_CHECKING:
+    from edgeft.events import EventFile
 
 PLAIN_EVERY_S = 15.0
 
@@ -29,6 +32,7 @@ class Reporter:
         self.name = name
         self._stream = stream
         self._metrics_path = out / LOG_DIR / "metrics.jsonl" if out else None
+        self._events: EventFile | None = None
 
     def note(self, text: str) -> None:
         """Show one line that the user should see (a fallback, a resume, a choice that was measured)."""
@@ -36,11 +40,18 @@ class Reporter:
             print(f"  {self.name}: {text}", file=self._stream, flush=True)
 
     def metric(self, **values: Any) -> None:
-        """Append one line to `log/metrics.jsonl`; a wall-clock time is added."""
-        if self._metrics_path:
-            self._metrics_path.parent.mkdir(parents=True, exist_ok=True)
-            with self._metrics_path.open("a", encoding="utf-8") as f:
-                f.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        """Append one line to `log/metrics.jsonl`, with the time; numbers of a `step` go to TensorBoard's file too."""
+        if not self._metrics_path:
+            return
+        self._metrics_path.parent.mkdir(parents=True, exist_ok=True)
+        with self._metrics_path.open("a", encoding="utf-8") as f:
+            f.write(json.dumps({"time": round(time.time(), 3), **values}) + "\n")
+        if "step" in values:
+            from edgeft.events import EventFile  # only stages with steps pay for the import
+
+            self._events = self._events or EventFile(self._metrics_path.parent)
+            numbers = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+            self._events.add(int(numbers.pop("step")), numbers)
 
     @contextmanager
     def track(self, what: str, total: float, done: float = 0.0) -> Iterator[Task]:

@@ -20,7 +20,7 @@ LAYERS = [
     {"stages"},
     {"text", "tune", "shrink", "formats", "bench"},
     {"plan"},
-    {"artifact", "recipe", "progress", "errors", ""},
+    {"artifact", "recipe", "progress", "events", "errors", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 MODULES = sorted(PACKAGE.rglob("*.py"))

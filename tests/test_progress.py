@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import math
+import struct
 from pathlib import Path
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from edgeft import progress
 from edgeft.progress import Reporter, format_seconds
@@ -85,3 +87,19 @@ def test_on_a_terminal_a_bar_is_drawn(capsys: pytest.CaptureFixture[str]) -> Non
         task.advance()
         task.advance(loss=0.5)
     assert "train: step" in capsys.readouterr().err
+
+
+def test_numbers_of_a_step_can_be_watched_in_tensorboard(tmp_path: Path) -> None:
+    reporter = Reporter("train", tmp_path)
+    reporter.metric(row=3, kl_mean=0.5)  # no step: not for TensorBoard
+    reporter.metric(step=1, loss=2.5, tokens=400, note="first")
+    reporter.metric(step=2, loss=1.25)
+    (path,) = (tmp_path / "log").glob("*tfevents*")
+    data, events = path.read_bytes(), []
+    while data:  # a record: length, checksum, message, checksum
+        (size,) = struct.unpack("Q", data[:8])
+        events.append(Event.FromString(data[12 : 12 + size]))
+        data = data[16 + size :]
+    assert events[0].file_version == "brain.Event:2"
+    seen = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events[1:]]
+    assert seen == [(1, {"loss": 2.5, "tokens": 400.0}), (2, {"loss": 1.25})]
