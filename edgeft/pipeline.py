@@ -56,7 +56,7 @@ STAGES: dict[str, Stage] = {
     "base": Stage("model", 1, "edgeft.stages.base"),
     "data": Stage("dataset", 1, "edgeft.stages.data"),
     "train": Stage("adapter", 5, "edgeft.stages.train", together=True),
-    "merge": Stage("model", 1, "edgeft.stages.merge"),
+    "merge": Stage("model", 2, "edgeft.stages.merge"),
     "student": Stage("model", 4, "edgeft.stages.student"),
     "targets": Stage("targets", 3, "edgeft.stages.targets"),
     "distill": Stage("model", 5, "edgeft.stages.distill", together=True),

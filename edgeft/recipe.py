@@ -145,6 +145,8 @@ class MergeSettings(Settings):
 
     into: Literal["dequantized", "original"] = "dequantized"
     """The weights qlora's adapter is added to: the 4-bit base it was trained against, or the original ones."""
+    strength: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
+    """How much of what was learned is added: 1 is all, less forgets less; auto measures on the validation rows."""
 
 
 class StudentSettings(Settings):

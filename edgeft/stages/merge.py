@@ -1,4 +1,4 @@
-"""merge: the adapter folded into the weights it was trained against, scored before and after."""
+"""merge: what was learned is put into the weights it was trained against, at the strength that validates best."""
 
 from __future__ import annotations
 
@@ -13,50 +13,65 @@ from edgeft.formats.hf import load_model, save_model
 from edgeft.progress import Reporter
 from edgeft.recipe import MergeSettings
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.encode import load_encoded
+from edgeft.text.encode import Encoded, load_encoded
+from edgeft.tune.fit import rank
 from edgeft.tune.methods import merge_learned
 from edgeft.tune.precision import Compute, choose_compute, place
 from edgeft.tune.validation import General, Validation, general_text, validate
 
+STRENGTHS = (1.0, 0.9, 0.8, 0.7)  # tried by "auto" (WiSE-FT, Wortsman et al. 2022, arXiv:2109.01903)
+
 
 def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Inputs: model (the base), adapter, dataset. Writes the merged model."""
-    base, adapter = inputs["model"], inputs["adapter"]
-    trained_on = adapter.manifest.inputs.get("model")
+    """Inputs: model (the base), adapter (what was learned), dataset. Writes the merged model."""
+    base, learned = inputs["model"], inputs["adapter"]
+    trained_on = learned.manifest.inputs.get("model")
     if trained_on != base.digest:
         raise ModelError(
             f"the adapter was trained on base {str(trained_on)[:12]}, this base is {base.digest[:12]}",
             "merge it into the base it was trained on",
         )
-    model = load_model(base.path, torch.float32)
-    folded = merge_learned(model, adapter, cfg.into)
-    save_model(model, out, base.path)
-    compute, max_tokens = choose_compute(str(adapter.metrics["precision"])), int(adapter.config["max_tokens"])
-    after = _look(out, inputs["dataset"], compute, max_tokens)
-    untrained = _general(base.path, compute)
-    general = _general(out, compute)
-    before = Validation(*(adapter.metrics["validation"][name] for name in Validation._fields))
-    report.note(
-        f"{folded['tensors_folded']} tensors folded; validation loss {before.loss:.4f} as trained, {after.loss:.4f} "
-        f"merged; right first lines {before.exact_match:.1%} and {after.exact_match:.1%}"
+    compute = choose_compute(str(learned.metrics["precision"]))  # the arithmetic that it was trained in
+    rows = load_encoded(
+        inputs["dataset"].file("validation.jsonl"), ChatTokenizer.from_folder(base.path), learned.config["max_tokens"]
     )
-    report.note(f"general text: {untrained.bits_per_byte:.3f} bits per byte before, {general.bits_per_byte:.3f} now")
+    looks: dict[float, Validation] = {}
+    for strength in STRENGTHS if cfg.strength == "auto" else (cfg.strength,):
+        folded = _merge(cfg, base, learned, strength, out)
+        looks[strength] = _look(out, rows, compute)
+    best = min(looks, key=lambda strength: rank(looks[strength]._asdict(), str(learned.config["choose_by"])))
+    if best != strength:
+        folded = _merge(cfg, base, learned, best, out)
+    trained, merged = learned.metrics["validation"], looks[best]
+    before, after = _general(base.path, compute), _general(out, compute)
+    report.note(
+        f"{folded['tensors_folded']} tensors folded at strength {best:g}; validation loss {trained['loss']:.4f} as "
+        f"trained, {merged.loss:.4f} merged; right first lines {trained['exact_match']:.1%}, {merged.exact_match:.1%}"
+    )
+    report.note(f"general text: {before.bits_per_byte:.3f} bits per byte before, {after.bits_per_byte:.3f} now")
     return {
         **folded,
         "into": cfg.into,
-        "validation_as_trained": before._asdict(),
-        "validation": after._asdict(),
-        "general_base": untrained._asdict(),
-        "general": general._asdict(),
+        "strength": best,
+        "validation_as_trained": {name: trained[name] for name in Validation._fields},
+        "validation": merged._asdict(),
+        "validation_by_strength": {f"{strength:g}": look._asdict() for strength, look in looks.items()},
+        "general_base": before._asdict(),
+        "general": after._asdict(),
     }
 
 
-def _look(folder: Path, dataset: Artifact, compute: Compute, max_tokens: int) -> Validation:
-    """Loss and exact match of the model as saved, in the arithmetic that it was trained in."""
-    chat = ChatTokenizer.from_folder(folder)
-    rows = load_encoded(dataset.file("validation.jsonl"), chat, max_tokens)
+def _merge(cfg: MergeSettings, base: Artifact, learned: Artifact, strength: float, out: Path) -> dict[str, float | int]:
+    model = load_model(base.path, torch.float32)
+    folded = merge_learned(model, learned, cfg.into, strength)
+    save_model(model, out, base.path)
+    return folded
+
+
+def _look(folder: Path, rows: list[Encoded], compute: Compute) -> Validation:
+    """Loss and exact match of the model as saved."""
     model = place(load_model(folder, compute.dtype), compute, max(len(row.ids) for row in rows))
-    return validate(model, rows, chat, compute.device)
+    return validate(model, rows, ChatTokenizer.from_folder(folder), compute.device)
 
 
 def _general(folder: Path, compute: Compute) -> General:

@@ -208,7 +208,7 @@ def _evaluate(
 ) -> dict[str, torch.Tensor]:
     """Record a look at the validation rows; returns the weights to keep, the present ones if they are better."""
     history.evals.append({"step": step, **validate()._asdict()})
-    ranks = [_rank(evaluation, settings.choose_by) for evaluation in history.evals]
+    ranks = [rank(evaluation, settings.choose_by) for evaluation in history.evals]
     if all(ranks[-1] < rank for rank in ranks[:-1]):
         history.best_step, best = step, masters.snapshot()
     since_best = sum(e["step"] > history.best_step for e in history.evals)
@@ -216,7 +216,7 @@ def _evaluate(
     return best
 
 
-def _rank(evaluation: dict[str, float], choose_by: str) -> tuple[float, float]:
+def rank(evaluation: dict[str, float], choose_by: str) -> tuple[float, float]:
     """The smaller, the better; of equal shares of right rows the one with the lower loss is better."""
     return (0.0 if choose_by == "loss" else -evaluation["exact_match"], evaluation["loss"])
 

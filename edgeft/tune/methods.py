@@ -77,14 +77,14 @@ def save_learned(
         save_file(named, out / SUBTRACTED)
 
 
-def merge_learned(model: Any, learned: Artifact, into: str) -> dict[str, float | int]:
-    """Put what was learned into a float32 base model, in place; `into` as in the recipe's merge section.
+def merge_learned(model: Any, learned: Artifact, into: str, strength: float = 1.0) -> dict[str, float | int]:
+    """Put what was learned into a float32 base model, in place; `into` and `strength` as in the recipe's merge section.
 
     Returns tensors_folded, max_abs_update. Raises ModelError if it does not fit.
     """
     cfg = TrainSettings.model_validate(learned.config)
     if cfg.method == "full":
-        return _replace(model, load_file(learned.file(WEIGHTS)))
+        return _replace(model, load_file(learned.file(WEIGHTS)), strength)
     if SUBTRACTED in learned.manifest.files:
         named = load_file(learned.file(SUBTRACTED))
         names = {name.rpartition(".")[0] for name in named}
@@ -92,7 +92,7 @@ def merge_learned(model: Any, learned: Artifact, into: str) -> dict[str, float |
     if cfg.method == "qlora" and into == "dequantized":
         dequantized_base(model, _four_bits(cfg))
     targets = adapter_targets(model, cfg.target_modules, cfg.last_layers)
-    return fold_adapter(model, load_file(learned.file(ADAPTER)), cfg.scale, targets)
+    return fold_adapter(model, load_file(learned.file(ADAPTER)), cfg.scale, targets, strength)
 
 
 def _four_bits(cfg: TrainSettings) -> FourBits:
@@ -100,15 +100,15 @@ def _four_bits(cfg: TrainSettings) -> FourBits:
 
 
 @torch.no_grad()
-def _replace(model: Any, weights: Mapping[str, torch.Tensor]) -> dict[str, float | int]:
+def _replace(model: Any, weights: Mapping[str, torch.Tensor], strength: float) -> dict[str, float | int]:
     own, largest = dict(model.named_parameters()), 0.0
     if strange := sorted(name for name, value in weights.items() if name not in own or own[name].shape != value.shape):
         raise ModelError(
             f"the trained weights do not fit the model: {strange[0]!r}", "merge them only into the base they came from"
         )
     for name, value in weights.items():
-        largest = max(largest, float((value - own[name]).abs().max()))
-        own[name].copy_(value)
+        largest = max(largest, strength * float((value - own[name]).abs().max()))
+        own[name].lerp_(value, strength)
     return {"tensors_folded": len(weights), "max_abs_update": largest}
 
 

@@ -198,11 +198,12 @@ def adapter_config(peft_model: Any, base_name: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def fold_adapter(
-    model: Any, adapter: Mapping[str, torch.Tensor], scale: float, targets: Sequence[str]
+    model: Any, adapter: Mapping[str, torch.Tensor], scale: float, targets: Sequence[str], strength: float = 1.0
 ) -> dict[str, float | int]:
     """Add scale * B @ A to each adapted linear of a float32 model, in place (Hu et al. 2021, arXiv:2106.09685).
 
     Where the adapter holds magnitudes (DoRA, Liu et al. 2024, arXiv:2402.09353), each row of the sum gets that length.
+    `strength` is the share of the way that each weight goes towards that.
     Returns tensors_folded, max_abs_update. Raises ModelError if a name or shape does not fit, or one is missing.
     """
     parts: dict[str, dict[str, torch.Tensor]] = {}
@@ -227,6 +228,6 @@ def fold_adapter(
         after = weight + update
         if "lora_magnitude_vector" in part:
             after *= (part["lora_magnitude_vector"] / after.norm(dim=1))[:, None]
-        largest = max(largest, float((after - weight).abs().max()))
-        weight.copy_(after)
+        largest = max(largest, strength * float((after - weight).abs().max()))
+        weight.lerp_(after, strength)
     return {"tensors_folded": len(parts), "max_abs_update": largest}

@@ -18,6 +18,8 @@ HISTORY = json.dumps(
     {"steps": [{"step": 1, "loss": 2.0, "lr": 0.1}], "evals": [{"step": 1, "loss": 1.5}], "best_step": 1}
 )
 
+GENERAL = {"perplexity": 40.0, "bits_per_byte": 1.2}
+
 
 def bench_artifact(folder: Path, hits: int, megabytes: float, load: float = 0.5, **more: Any) -> Artifact:
     values = {
@@ -43,7 +45,9 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
     return {
         "train": write_artifact(runs / "train-1", "adapter", {"history.json": HISTORY}),
         "distill": write_artifact(runs / "distill-1", "model", {"history.json": HISTORY}),
-        "merge": write_artifact(runs / "merge-1", "model", {}, metrics={"tensors_folded": 210}),
+        "merge": write_artifact(
+            runs / "merge-1", "model", {}, metrics={"tensors_folded": 210, "general_base": GENERAL, "general": GENERAL}
+        ),
         "dataset": dataset(runs / "data-1"),
         "bench-svm": write_artifact(
             runs / "baseline-1", "report", {"result.json": json.dumps(svm), "rows.jsonl": '{"index": 0}\n'}
