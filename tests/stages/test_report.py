@@ -44,7 +44,7 @@ def inputs(tmp_path: Path) -> dict[str, Artifact]:
     svm = make_row({"n": 100, "intent_accuracy": wilson(80, 100)}, dict.fromkeys(FIELDS, "no package"))
     return {
         "train": write_artifact(runs / "train-1", "adapter", {"history.json": HISTORY}),
-        "distill": write_artifact(runs / "distill-1", "model", {"history.json": HISTORY}),
+        "distill": write_artifact(runs / "distill-1", "model", {"history.json": HISTORY}, metrics={"general": GENERAL}),
         "merge": write_artifact(
             runs / "merge-1", "model", {}, metrics={"tensors_folded": 210, "general_base": GENERAL, "general": GENERAL}
         ),

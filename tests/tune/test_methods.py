@@ -107,6 +107,21 @@ def test_a_method_trains_what_it_says_and_merging_gives_the_function_that_was_tr
         torch.testing.assert_close(answer_logits(merged, BATCH), expected, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.parametrize("name", ["qlora", "dora", "full"])
+def test_half_of_the_strength_is_half_way_between_base_and_trained(name: str, tmp_path: Path) -> None:
+    cfg = TrainSettings(
+        rank=4, alpha=8, lr=0.01, epochs=6, batch_rows=2, evaluations=1, precision="fp32", **METHODS[name][0]
+    )
+    _, artifact = trained(cfg, tmp_path)
+    half, whole, base = tiny(), tiny(), base_of(cfg).state_dict()
+    reports = [
+        merge_learned(model, artifact, "dequantized", strength) for model, strength in ((half, 0.5), (whole, 1.0))
+    ]
+    for key, value in half.state_dict().items():
+        torch.testing.assert_close(value, (base[key] + whole.state_dict()[key]) / 2, atol=1e-5, rtol=1e-4)
+    assert reports[0]["max_abs_update"] == pytest.approx(reports[1]["max_abs_update"] / 2)
+
+
 def test_pissa_starts_from_the_base_itself() -> None:
     cfg = TrainSettings(method="lora", init="pissa", rank=4, alpha=8)
     learner = make_learner(tiny(), cfg, CPU, 12)
