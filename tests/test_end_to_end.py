@@ -127,7 +127,7 @@ def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None
     """Under `accelerate launch` each batch is shared; sums in another order differ in the last digits only."""
     one, two = tmp_path / "one", tmp_path / "two"
     assert edgeft(recipe, one, "--to", "train").returncode == 0
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
                 "--main_process_port", "0", "-m", "edgeft"]  # fmt: skip
     arguments = command(recipe, two, "--to", "train")[3:]
