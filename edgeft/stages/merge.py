@@ -75,5 +75,6 @@ def _look(folder: Path, rows: list[Encoded], compute: Compute) -> Validation:
 
 
 def _general(folder: Path, compute: Compute) -> General:
-    model = load_model(folder, compute.dtype).to(compute.device)
+    model: Any = load_model(folder, compute.dtype)
+    model.to(compute.device)
     return general_text(model, ChatTokenizer.from_folder(folder), compute.device)
