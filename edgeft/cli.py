@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,6 +50,7 @@ def run(
 ) -> None:
     """Make what a recipe describes and is not made yet."""
     from edgeft import commands
+    from edgeft.pipeline import is_helper
 
     pipeline = commands.open_run(recipe, set_ or (), runs, sys.stderr)
     if dry_run:
@@ -59,7 +59,7 @@ def run(
     commands.quiet_libraries()
     with commands.disk_errors(runs):
         made = pipeline.run(to)
-    if os.environ.get("RANK", "0") != "0":  # `accelerate launch` starts several; the first one speaks
+    if is_helper():
         return
     if "report" in made:
         _print_results(commands.result_rows(pipeline), made["report"].path)

@@ -132,7 +132,7 @@ class Pipeline:
     def _run_node(self, node: Node) -> None:
         key = self.key(node)
         final = self.runs / f"{node.stage}-{key}"
-        if int(os.environ.get("RANK", "0")) > 0:
+        if is_helper():
             self._done[node.name] = self._help(node, final)
             return
         with _locked(final.with_suffix(".lock"), self._say):
@@ -158,8 +158,13 @@ class Pipeline:
         return open_artifact(final)
 
     def _say(self, text: str) -> None:
-        if self.stream and os.environ.get("RANK", "0") == "0":
+        if self.stream and not is_helper():
             print(text, file=self.stream, flush=True)
+
+
+def is_helper() -> bool:
+    """Whether this is one of several processes that `accelerate launch` started, and not the first of them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def partial_of(final: Path) -> Path:

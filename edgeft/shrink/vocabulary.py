@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -104,7 +105,7 @@ def _merged_from(token: str, rank: dict[tuple[str, str], int]) -> Iterator[str]:
     """What BPE makes on its way from the token's bytes to the token, the token included."""
     parts = list(token)
     while len(parts) > 1:
-        pairs = list(zip(parts, parts[1:], strict=False))
+        pairs = list(pairwise(parts))
         at = min(range(len(pairs)), key=lambda i: (rank.get(pairs[i], len(rank)), i))
         if pairs[at] not in rank:  # a token that no merge leads to: it is in the vocabulary for itself
             return

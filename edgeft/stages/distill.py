@@ -54,12 +54,11 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
 
     before = look()
     weights, history = fit(model, [len(r.ids) for r in rows], loss_of, look, cfg, out / CHECKPOINT_DIR, report)
-    model.load_state_dict({name: value.to(compute.dtype) for name, value in weights.items()}, strict=False)
-    general = general_text(model, chat, compute.device)
-    report.note(f"general text: {general.bits_per_byte:.3f} bits per byte")
-    healed = load_model(inputs["model"].path, torch.float32)
+    healed: Any = load_model(inputs["model"].path, torch.float32)
     healed.load_state_dict(healed.state_dict() | weights)  # strict: a name that the student lacks is an error
     save_model(healed, out, inputs["model"].path)
+    general = general_text(healed.to(compute.device, compute.dtype), chat, compute.device)
+    report.note(f"general text: {general.bits_per_byte:.3f} bits per byte")
     (out / "history.json").write_text(json.dumps(asdict(history)), "utf-8")
     return {
         "rows": len(rows),

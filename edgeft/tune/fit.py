@@ -209,7 +209,7 @@ def _evaluate(
     """Record a look at the validation rows; returns the weights to keep, the present ones if they are better."""
     history.evals.append({"step": step, **validate()._asdict()})
     ranks = [rank(evaluation, settings.choose_by) for evaluation in history.evals]
-    if all(ranks[-1] < rank for rank in ranks[:-1]):
+    if all(ranks[-1] < earlier for earlier in ranks[:-1]):
         history.best_step, best = step, masters.snapshot()
     since_best = sum(e["step"] > history.best_step for e in history.evals)
     history.stopped_early = since_best >= settings.patience
