@@ -136,8 +136,8 @@ def learning_rates(pipeline: Pipeline, low: float, high: float, steps: int) -> t
         )
     inputs = {name: pipeline.run(name)[name] for name in ("base", "data")}
     cfg, report = pipeline.recipe.train, Reporter("lr-find", stream=pipeline.stream)
-    training = prepare(cfg, inputs["base"].path, inputs["data"], report)
-    points = range_test(training.learner.trained, training.lengths, training.loss_of, cfg, low, high, steps, report)
+    lesson, _ = prepare(cfg, inputs["base"].path, inputs["data"], report)
+    points = range_test(lesson.trained, lesson.lengths, lesson.loss_of, cfg, low, high, steps, report)
     return points, suggestion(points)
 
 

@@ -76,6 +76,8 @@ class LoopSettings(Settings):
     """Rows per optimiser step."""
     micro_rows: Positive | None = None
     """Rows computed at once, to save memory: gradients are summed until batch_rows are done; null takes all at once."""
+    memory_limit: Annotated[float, Field(gt=0)] | None = None
+    """Gigabytes that training may take; fewer rows at once, then computing layers twice, keep it under that."""
     max_tokens: Positive = 512
     """Longest row in tokens; a longer one is an error that names the row."""
     warmup: Fraction = 0.05

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edgeft.artifact import CHECKPOINT_DIR, Artifact
+from edgeft.artifact import Artifact
 from edgeft.formats.hf import load_model, save_model
 from edgeft.progress import Reporter
 from edgeft.recipe import DistillSettings
@@ -18,7 +16,7 @@ from edgeft.shrink.vocabulary import VOCABULARY
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.batches import collate, shared_tokens
-from edgeft.tune.fit import fit
+from edgeft.tune.learn import Lesson, learn
 from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.targets import gather, load_shard, student_ids, translate
@@ -52,22 +50,11 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     def look() -> Validation:
         return validate(model, validation, chat, compute.device)
 
-    before = look()
-    weights, history = fit(model, [len(r.ids) for r in rows], loss_of, look, cfg, out / CHECKPOINT_DIR, report)
+    lesson = Lesson(model, model, [len(row.ids) for row in rows], loss_of, look, compute)
+    weights, facts = learn(lesson, cfg, out, report)
     healed: Any = load_model(inputs["model"].path, torch.float32)
     healed.load_state_dict(healed.state_dict() | weights)  # strict: a name that the student lacks is an error
     save_model(healed, out, inputs["model"].path)
     general = general_text(healed.to(compute.device, compute.dtype), chat, compute.device)
     report.note(f"general text: {general.bits_per_byte:.3f} bits per byte")
-    (out / "history.json").write_text(json.dumps(asdict(history)), "utf-8")
-    return {
-        "rows": len(rows),
-        "steps": int(history.steps[-1]["step"]),
-        "validation_before": before._asdict(),
-        "validation": history.best,
-        "general": general._asdict(),
-        "best_step": history.best_step,
-        "stopped_early": history.stopped_early,
-        "precision": compute.name,
-        "device": compute.device.type,
-    }
+    return {**facts, "general": general._asdict()}

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import psutil
 import torch
 from accelerate import Accelerator
 from safetensors import safe_open
@@ -21,14 +22,23 @@ from safetensors.torch import save_file
 from edgeft.errors import DataError
 from edgeft.progress import Reporter
 from edgeft.recipe import LoopSettings
+from edgeft.tune.arithmetic import Arithmetic
 from edgeft.tune.batches import epoch_batches, in_parts
 from edgeft.tune.validation import Validation
 
 CHECKPOINT = "last.safetensors"
 BETAS = (0.9, 0.99)
+SHOWN = {"tokens_per_s": "tok/s", "gemm_share": "of GEMM rate", "rss_gb": "GB"}
 OVERFITTING = 1.05  # times its lowest value that the validation loss may be at the end without a word
 
 LossFunction = Callable[[Sequence[int]], tuple[torch.Tensor, int, int]]  # rows -> summed loss, trained tokens, tokens
+
+
+class Done(NamedTuple):
+    """Work of one step in this process: tokens, and how many of them are trained."""
+
+    tokens: int
+    trained: int
 
 
 @dataclass
@@ -129,11 +139,13 @@ def fit(
     settings: LoopSettings,
     checkpoints: Path,
     report: Reporter,
+    arithmetic: Arithmetic | None = None,
 ) -> tuple[dict[str, torch.Tensor], History]:
     """Train; returns the float32 weights that validated best, by parameter name, and the history.
 
     `lengths` are the rows' lengths in tokens; `loss_of(rows)` gives the summed loss over the trained tokens of
-    these rows. A checkpoint found in `checkpoints` is continued, with the same result as an unbroken run.
+    these rows. With `arithmetic` the share of the machine's rate is shown too. A checkpoint found in `checkpoints` is
+    continued, with the same result as an unbroken run.
     Raises DataError if a loss is not finite.
     """
     accelerator = Accelerator(cpu=next(model.parameters()).device.type == "cpu")
@@ -152,15 +164,18 @@ def fit(
             rows = epoch_batches(lengths, settings.batch_rows, settings.seed, epoch)[position]
             torch.manual_seed(settings.seed * 1_000_003 + step)  # dropout: the same with and without a resume
             began = time.perf_counter()
-            loss, tokens = training_step(accelerator, masters, rows, loss_of, settings.micro_rows, plan.lr_factor(step))
+            loss, done = training_step(accelerator, masters, rows, loss_of, settings.micro_rows, plan.lr_factor(step))
+            seconds = time.perf_counter() - began
             if not math.isfinite(loss):
                 raise DataError(
                     f"the loss became {loss} at step {step}", "lower the learning rate (train.lr, distill.lr)"
                 )
             history.steps.append({"step": step, "loss": loss, "lr": settings.lr * plan.lr_factor(step)})
-            rate = tokens / (time.perf_counter() - began)
-            report.metric(step=step, loss=loss, tokens_per_s=round(rate, 1), tokens=tokens)
-            bar.advance(1, loss=loss, **{"tok/s": rate})
+            pace = {"tokens_per_s": done.tokens / seconds, "rss_gb": psutil.Process().memory_info().rss / 1e9}
+            if arithmetic:
+                pace["gemm_share"] = arithmetic.share(done.tokens, done.trained, seconds)
+            report.metric(step=step, loss=loss, tokens=done.tokens, **{k: float(f"{v:.4g}") for k, v in pace.items()})
+            bar.advance(1, loss=loss, **{SHOWN[name]: value for name, value in pace.items()})
             if step in plan.evaluations:
                 best = _evaluate(step, validate, masters, history, best, settings)
                 last = history.evals[-1]
@@ -180,8 +195,8 @@ def training_step(
     loss_of: LossFunction,
     micro_rows: int | None,
     lr_factor: float,
-) -> tuple[float, int]:
-    """One global batch, shared between processes; returns the mean loss per trained token and the tokens done here."""
+) -> tuple[float, Done]:
+    """One global batch, shared between processes; returns the mean loss per trained token and what was done here."""
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     total, trained, tokens = 0.0, 0, 0
     for part in in_parts(mine, micro_rows or len(rows)):
@@ -195,7 +210,7 @@ def training_step(
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             weight.grad = accelerator.reduce(gradient, "sum")
     masters.step(lr_factor, divide_by=float(sums[1]))
-    return float(sums[0] / sums[1]), tokens
+    return float(sums[0] / sums[1]), Done(tokens, trained)
 
 
 def _evaluate(

@@ -17,6 +17,7 @@ from edgeft.recipe import TrainSettings
 from edgeft.tune.precision import Compute, place
 from edgeft.tune.qlora import (
     FourBits,
+    Packed,
     Pair,
     adapter_config,
     adapter_targets,
@@ -53,9 +54,10 @@ def make_learner(model: Any, cfg: TrainSettings, compute: Compute, longest: int)
     targets = adapter_targets(model, cfg.target_modules, cfg.last_layers)
     start, subtracted = _start(model, cfg, targets)
     _subtract(model, subtracted, cfg.scale)
+    packed: Mapping[str, Packed] = {}
     if cfg.method == "qlora":
-        model = load_4bit(model, _four_bits(cfg), compute)
-    adapted = add_adapter(place(model, compute, longest), cfg, targets, start).to(compute.dtype)
+        model, packed = load_4bit(model, _four_bits(cfg), compute)
+    adapted = add_adapter(place(model, compute, longest), cfg, targets, start, packed).to(compute.dtype)
     return Learner(adapted, adapted.get_base_model(), subtracted)
 
 

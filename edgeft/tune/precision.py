@@ -15,7 +15,7 @@ PLAIN_TOKENS = 256
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision matrix products run; `gflops` holds the measured rates in GFLOP/s."""
+    """Where and in which precision matrix products run; `gflops` holds the rates measured, in GFLOP/s."""
 
     device: torch.device
     dtype: torch.dtype
@@ -25,6 +25,11 @@ class Compute:
     def name(self) -> str:
         return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
+    @property
+    def rate(self) -> float:
+        """The rate in GFLOP/s of large products in this precision."""
+        return self.gflops[self.name]
+
 
 def choose_compute(precision: str) -> Compute:
     """`precision` is auto, bf16 or fp32; auto times one typical matrix product in both and takes the faster.
@@ -33,8 +38,9 @@ def choose_compute(precision: str) -> Compute:
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    rates = {name: gemm_gflops(dtype, device) for name, dtype in dtypes.items()} if precision == "auto" else {}
-    chosen = max(rates, key=lambda name: rates[name]) if rates else precision
+    asked = dtypes if precision == "auto" else {precision: dtypes[precision]}
+    rates = {name: gemm_gflops(dtype, device) for name, dtype in asked.items()}
+    chosen = max(rates, key=lambda name: rates[name])
     return Compute(device, dtypes[chosen], {name: round(rate, 1) for name, rate in rates.items()})
 
 

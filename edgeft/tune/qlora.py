@@ -1,8 +1,8 @@
 """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): a frozen 4-bit base and a trainable low-rank adapter.
 
-On a GPU the base stays in 4 bits and bitsandbytes dequantises it on the fly. On a CPU it is dequantised once,
-into the training precision: the same numbers, without paying for the dequantising at every step. The adapter is
-folded into it once per step there, so that the forward pass and the gradient to the input are one product each.
+On a GPU the base stays in 4 bits and bitsandbytes dequantises it on the fly. On a CPU base and adapter are folded into
+one weight in the training precision once per step, from the 4-bit base dequantised for it: the forward pass and the
+gradient to the input are then one product each.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from edgeft.recipe import TrainSettings
 from edgeft.tune.precision import Compute
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in], B [out, r]
+Packed = tuple[torch.Tensor, Any]  # two 4-bit codes a byte, and bitsandbytes' QuantState: shape and scales
 
 
 def decoder_linears(model: Any, last_layers: int | None = None) -> Iterator[tuple[str, nn.Linear]]:
@@ -46,27 +47,39 @@ class FourBits:
     kind: str = "nf4"
     double_quant: bool = True
 
-    def round_trip(self, weight: torch.Tensor) -> torch.Tensor:
-        """The float32 values that a weight has in this type."""
+    def pack(self, weight: torch.Tensor) -> Packed:
         packed, state = quantize_4bit(
             weight.float().contiguous(), quant_type=self.kind, compress_statistics=self.double_quant
         )
-        return dequantize_4bit(packed, state).to(torch.float32)
+        return packed, state
+
+    def round_trip(self, weight: torch.Tensor) -> torch.Tensor:
+        """The float32 values that a weight has in this type."""
+        return unpack(self.pack(weight), torch.float32)
+
+
+def unpack(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
+    """The weight that 4-bit codes stand for, computed in float32 and then rounded."""
+    codes, state = packed
+    state.dtype = dtype  # bitsandbytes gives the type that was quantised; this spares a second pass
+    return dequantize_4bit(codes, state)
 
 
 @torch.no_grad()
-def dequantized_base(model: Any, four_bits: FourBits) -> None:
-    """Replace the weights of the decoder's linears by what their 4-bit form stands for, in place."""
-    for _, linear in decoder_linears(model):
-        linear.weight.copy_(four_bits.round_trip(linear.weight))
+def dequantized_base(model: Any, four_bits: FourBits) -> dict[str, Packed]:
+    """Replace the weights of the decoder's linears by what their 4-bit form stands for, in place; returns that form."""
+    forms = {}
+    for name, linear in decoder_linears(model):
+        forms[name] = four_bits.pack(linear.weight)
+        linear.weight.copy_(unpack(forms[name], torch.float32))
+    return forms
 
 
-def load_4bit(model: Any, four_bits: FourBits, compute: Compute) -> Any:
-    """Turn a float32 model into a frozen 4-bit base; see the module's text for CPU and GPU."""
+def load_4bit(model: Any, four_bits: FourBits, compute: Compute) -> tuple[Any, dict[str, Packed]]:
+    """Turn a float32 model into a frozen 4-bit base; returns it and, on a CPU, its weights' 4-bit form by name."""
     model.requires_grad_(False)
     if compute.device.type == "cpu":
-        dequantized_base(model, four_bits)
-        return model
+        return model, dequantized_base(model, four_bits)
     for name, linear in list(decoder_linears(model)):
         packed = Linear4bit(
             linear.in_features,
@@ -79,7 +92,7 @@ def load_4bit(model: Any, four_bits: FourBits, compute: Compute) -> Any:
         packed.load_state_dict(linear.state_dict())
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, packed)
-    return model.to(compute.device)
+    return model.to(compute.device), {}
 
 
 def adapter_targets(model: Any, patterns: Sequence[str], last_layers: int | None) -> list[str]:
@@ -104,10 +117,17 @@ def _matches(name: str, pattern: str) -> bool:
     return fnmatchcase(name.rpartition(".")[2], pattern) or fnmatchcase(name, pattern)
 
 
-def add_adapter(model: Any, cfg: TrainSettings, targets: Sequence[str], start: Mapping[str, Pair] | None = None) -> Any:
+def add_adapter(
+    model: Any,
+    cfg: TrainSettings,
+    targets: Sequence[str],
+    start: Mapping[str, Pair] | None = None,
+    packed: Mapping[str, Packed] | None = None,
+) -> Any:
     """Put a LoRA adapter on the named linears; returns the PEFT model, whose only trainable weights are the adapter's.
 
-    It starts from the pairs in `start`, from nothing where there are none.
+    It starts from the pairs in `start`, from nothing where there are none. Linears in `packed` are kept in that form
+    if they are folded (`FoldedLora`).
     """
     torch.manual_seed(cfg.seed)
     short = sorted({name.rpartition(".")[2] for name in targets})  # adapter_config.json names kinds where it can
@@ -127,7 +147,7 @@ def add_adapter(model: Any, cfg: TrainSettings, targets: Sequence[str], start: M
         with torch.no_grad():
             for side, value in zip((layer.lora_A, layer.lora_B), pair, strict=True):
                 side["default"].weight.copy_(value)
-    fold_while_training(adapted)
+    fold_while_training(adapted, packed or {})
     return adapted
 
 
@@ -153,11 +173,12 @@ class _FoldedProduct(torch.autograd.Function):
 
 
 class FoldedLora(LoraLinear):
-    """PEFT's LoRA linear over a dequantised base, computed as one product with the folded weight.
+    """PEFT's LoRA linear, computed as one product with the folded weight, over a base that may be kept in 4 bits.
 
     The weight is folded anew when the adapter has changed; `fold_while_training` turns PEFT's layers into this one.
     """
 
+    _packed: Packed | None = None
     _folded: torch.Tensor
     _folded_from: tuple[int, int, torch.dtype] | None = None
 
@@ -167,17 +188,24 @@ class FoldedLora(LoraLinear):
         scale = self.scaling["default"]
         version = (a._version, b._version, a.dtype)
         if self._folded_from != version:
-            self._folded, self._folded_from = torch.addmm(base.weight, b.detach(), a.detach(), alpha=scale), version
+            weight = base.weight if self._packed is None else unpack(self._packed, b.dtype)
+            self._folded, self._folded_from = torch.addmm(weight, b.detach(), a.detach(), alpha=scale), version
         product: torch.Tensor = _FoldedProduct.apply(x, a, b, self._folded, scale)  # type: ignore[no-untyped-call]
         return product if base.bias is None else product + base.bias
 
 
-def fold_while_training(model: Any) -> None:
-    """Let PEFT's LoRA linears over plain weights compute as `FoldedLora`, in place; those with dropout or DoRA stay."""
-    for module in model.modules():
+def fold_while_training(model: Any, packed: Mapping[str, Packed]) -> None:
+    """Let PEFT's LoRA linears over plain weights compute as `FoldedLora`, in place; those with dropout or DoRA stay.
+
+    The weights of those in `packed`, by name in the base model, give way to that form.
+    """
+    for name, module in model.named_modules():
         plain = type(module) is LoraLinear and type(module.get_base_layer()) is nn.Linear and not module.lora_variant
         if plain and not any(isinstance(d, nn.Dropout) for d in module.lora_dropout.values()):
             module.__class__ = FoldedLora
+            module._packed = packed.get(name.removeprefix("base_model.model."))
+            if module._packed is not None:
+                module.get_base_layer().weight = nn.Parameter(torch.empty(0), requires_grad=False)
 
 
 def adapter_tensors(peft_model: Any, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

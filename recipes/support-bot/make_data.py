@@ -20,6 +20,9 @@ SOURCE = HERE / "source"
 SLOT = re.compile(r"\{(\w+)\}")
 MULTI_TURN = 0.06  # share of the training rows that become a dialogue: the detail comes in a second message
 TOPIC_CHANGE = 0.015  # share in which the second message asks for something else
+ASIDES = 0.35  # share of the training rows in which a further detail is mentioned in a sentence of its own
+ASIDE_SLOTS = {"out_of_scope": ["place", "email", "date"], "reset_password": ["email", "place"],
+               "delete_account": ["email", "place"], "change_email": ["place", "date"]}  # fmt: skip
 TYPOS = 0.08  # share in which one word is misspelled
 PAST = {"not_received", "refund_status", "double_charge", "damaged_on_arrival", "missing_item", "track_order",
         "request_invoice", "not_working", "warranty_info", "start_return", "payment_failed"}  # fmt: skip
@@ -29,11 +32,18 @@ DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 
 class Values:
-    """Draws a value for a slot; ids and addresses never repeat."""
+    """Draws a value for a slot; ids and addresses never repeat, and no name before all others have been drawn."""
 
     def __init__(self, material: dict[str, Any], rng: random.Random) -> None:
         self.material, self.rng = material, rng
         self.used: set[str] = set()
+        self.decks: dict[str, list[str]] = {}
+
+    def deal(self, name: str) -> str:
+        """One of the names of a list, none twice until all have been dealt."""
+        if not self.decks.get(name):
+            self.decks[name] = self.rng.sample(self.material[name], len(self.material[name]))
+        return self.decks[name].pop()
 
     def draw(self, slot: str, before: str, intent: str) -> str:
         """`before` is the text in front of the slot."""
@@ -58,20 +68,23 @@ class Values:
         return f"{whole} {word}" if self.rng.random() < 0.25 else sign + short
 
     def product(self) -> str:
-        line = self.rng.choice(self.material["product_lines"])
-        return str(line if self.rng.random() < 0.15 else f"{line} {self.rng.choice(self.material['product_nouns'])}")
+        line = self.deal("product_lines")
+        if line.isalpha() and self.rng.random() < 0.12:
+            line += f" {self.rng.choice([2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 15, 20, 25, 40, 60, 75, 100, 200, 500])}"
+        return line if self.rng.random() < 0.15 else f"{line} {self.rng.choice(self.material['product_nouns'])}"
 
     def email(self) -> str:
-        first, last = (self.rng.choice(self.material[k]).lower() for k in ("first_names", "last_names"))
-        name = self.rng.choice([f"{first}.{last}", f"{first}{last}", f"{first[0]}.{last}", f"{first}_{last}",
-                                f"{first}{self.rng.randrange(10, 99)}", f"{last}.{first}"])  # fmt: skip
-        return f"{name}@{self.rng.choice(self.material['email_domains'])}"
+        first, last = self.deal("first_names"), self.deal("last_names")
+        name = self.rng.choice([f"{first}.{last}", f"{first}{last}", f"{first[0]}.{last}", f"{first}_{last}", first,
+                                f"{first}{self.rng.randrange(10, 99)}", f"{last}.{first}",
+                                self.rng.choice(self.material["email_roles"])])  # fmt: skip
+        return f"{name}@{self.deal('email_domains')}"
 
     def place(self) -> str:
-        return str(self.rng.choice(self.material["places"]))
+        return self.deal("places")
 
     def coupon_code(self) -> str:
-        word = self.rng.choice(self.material["coupon_words"])
+        word = self.deal("coupon_words")
         return word + self.rng.choice(["", "", "-"]) + str(self.rng.choice([5, 10, 15, 20, 25, 30, 40, 50, 100]))
 
     def date(self, before: str, intent: str) -> str:
@@ -102,6 +115,25 @@ def fill(pattern: str, intent: str, values: Values) -> tuple[str, dict[str, str]
         entities[match[1]] = value
         text, end = text + value, match.end()
     return text + pattern[end:], entities
+
+
+def add_aside(
+    text: str, intent: str, entities: dict[str, str], asides: dict[str, list[str]], values: Values
+) -> tuple[str, dict[str, str]]:
+    """One more detail, before or behind the rest, of a kind that the customer has not given yet."""
+    rng = values.rng
+    slot = rng.choice(ASIDE_SLOTS.get(intent, list(asides)))
+    if slot in entities:
+        return text, entities
+    careless = text == text.lower()
+    aside, more = fill(rng.choice(asides[slot]), intent, values)
+    if careless and slot != "email":
+        aside, more = aside.lower(), {k: v.lower() for k, v in more.items()}
+    parts = [text if text[-1] in ".?!" or careless else text + ".", aside]
+    if rng.random() < 0.25:
+        parts.reverse()
+    joined = " ".join(parts)
+    return joined, in_order(entities | more, [joined])
 
 
 def misspell(text: str, entities: dict[str, str], rng: random.Random) -> str:
@@ -168,6 +200,8 @@ def train_rows(schema: dict[str, Any], replies: dict[str, Any], material: dict[s
     rows = []
     for number, (intent, pattern) in enumerate(patterns):
         text, entities = fill(pattern, intent, values)
+        if rng.random() < ASIDES:
+            text, entities = add_aside(text, intent, entities, material["asides"], values)
         if rng.random() < TYPOS:
             text = misspell(text, entities, rng)
         turns = [(text, intent, entities)]

@@ -38,6 +38,10 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
+def four_bit(model: LlamaForCausalLM) -> Any:
+    return load_4bit(model, FourBits(), CPU)[0]
+
+
 def adapted(base: LlamaForCausalLM, **settings: Any) -> Any:
     cfg = TrainSettings(rank=4, alpha=8, target_modules=TARGETS, **settings)
     return add_adapter(base, cfg, adapter_targets(base, TARGETS, None))
@@ -55,7 +59,7 @@ def with_random_adapter(base: LlamaForCausalLM) -> tuple[torch.nn.Module, dict[s
 def test_the_cached_base_equals_live_bitsandbytes_layers() -> None:
     """On a CPU the base is dequantised once: it must compute what Linear4bit computes."""
     model = tiny()
-    cached = load_4bit(deepcopy(model), FourBits(), CPU)
+    cached = four_bit(deepcopy(model))
     for name, linear in list(decoder_linears(model)):
         sizes = (linear.in_features, linear.out_features)
         live = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=torch.float32, quant_type="nf4")
@@ -76,7 +80,7 @@ def test_quantising_changes_the_linears_and_nothing_else() -> None:
 
 
 def test_only_the_adapter_is_trainable() -> None:
-    model = adapted(load_4bit(tiny(), FourBits(), CPU))
+    model = adapted(four_bit(tiny()))
     trainable = [n for n, p in model.named_parameters() if p.requires_grad]
     assert len(trainable) == 2 * 2 * 2
     assert all("lora_" in n and any(t in n for t in TARGETS) for n in trainable)
@@ -84,7 +88,7 @@ def test_only_the_adapter_is_trainable() -> None:
 
 def test_the_folded_form_trains_what_peft_trains() -> None:
     """Loss and gradients equal PEFT's own layers, also after the adapter has changed."""
-    base = load_4bit(tiny(), FourBits(), CPU)
+    base = four_bit(tiny())
     folded, _ = with_random_adapter(deepcopy(base))
     config = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     plain = get_peft_model(base, config)
@@ -105,18 +109,33 @@ def test_the_folded_form_trains_what_peft_trains() -> None:
                 weight.mul_(1.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_base_kept_in_four_bits_computes_the_same_and_takes_less(dtype: torch.dtype) -> None:
+    model, packed = load_4bit(tiny(), FourBits(), CPU)
+    cfg = TrainSettings(rank=4, alpha=8, target_modules=TARGETS)
+    targets = adapter_targets(model, TARGETS, None)
+    whole = add_adapter(deepcopy(model).to(dtype), cfg, targets).to(dtype)
+    kept = add_adapter(deepcopy(model).to(dtype), cfg, targets, packed=packed).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(kept(IDS).logits, whole(IDS).logits)
+    for name in targets:
+        assert kept.get_submodule(f"base_model.model.{name}").get_base_layer().weight.numel() == 0
+        codes = packed[name][0]
+        assert codes.numel() * codes.element_size() * 2 == model.get_submodule(name).weight.numel()
+
+
 def test_dropout_keeps_pefts_own_layers() -> None:
-    model = adapted(load_4bit(tiny(), FourBits(), CPU), dropout=0.1)
+    model = adapted(four_bit(tiny()), dropout=0.1)
     assert not any(isinstance(m, FoldedLora) for m in model.modules())
 
 
 def test_folding_gives_the_function_that_was_trained() -> None:
-    base = load_4bit(tiny(), FourBits(), CPU)
+    base = four_bit(tiny())
     merged = deepcopy(base)
     model, tensors = with_random_adapter(base)
     report = fold_adapter(merged, tensors, 2.0, adapter_targets(merged, TARGETS, None))
     with torch.no_grad():
-        trained, untrained = model(IDS).logits, load_4bit(tiny(), FourBits(), CPU)(IDS).logits
+        trained, untrained = model(IDS).logits, four_bit(tiny())(IDS).logits
         torch.testing.assert_close(merged(IDS).logits, trained, atol=1e-4, rtol=1e-4)
         assert not torch.allclose(
             trained, untrained, atol=1e-2
@@ -126,7 +145,7 @@ def test_folding_gives_the_function_that_was_trained() -> None:
 
 
 def test_an_adapter_with_a_missing_layer_is_refused_and_names_it() -> None:
-    base = load_4bit(tiny(), FourBits(), CPU)
+    base = four_bit(tiny())
     merged = deepcopy(base)
     _, tensors = with_random_adapter(base)
     partial = {k: v for k, v in tensors.items() if "layers.1.mlp" not in k}
@@ -135,7 +154,7 @@ def test_an_adapter_with_a_missing_layer_is_refused_and_names_it() -> None:
 
 
 def test_an_adapter_of_another_width_is_refused() -> None:
-    base = load_4bit(tiny(), FourBits(), CPU)
+    base = four_bit(tiny())
     merged = deepcopy(base)
     _, tensors = with_random_adapter(base)
     wrong = {k: torch.zeros(4, 32) if "lora_A" in k else v for k, v in tensors.items()}
@@ -148,6 +167,8 @@ def test_an_unknown_target_module_is_named_with_those_that_exist() -> None:
         adapter_targets(tiny(), ("query_key",), None)
 
 
-def test_a_forced_precision_is_not_probed() -> None:
-    assert choose_compute("fp32").gflops == {}
-    assert choose_compute("bf16").dtype is torch.bfloat16
+def test_a_forced_precision_is_taken_and_only_its_rate_measured() -> None:
+    forced = choose_compute("bf16")
+    assert forced.dtype is torch.bfloat16
+    assert list(forced.gflops) == ["bf16"]
+    assert forced.rate > 0
