@@ -25,8 +25,8 @@ class Arithmetic:
         """Of a causal language model whose trainable weights require gradients.
 
         A weight costs one product forward, one for the gradient to its input if its layer or one below learns (which
-        counts the first projections of the first such layer once too often), and one for its own gradient if it does. A side of an adapter costs two, as its forward product is folded into
-        that of the weight (`qlora.FoldedLora`).
+        counts the first projections of the first such layer once too often), and one for its own gradient if it does.
+        A side of an adapter costs two, as its forward product is folded into that of the weight (`qlora.FoldedLora`).
         """
         learns = any(p.requires_grad for p in model.get_input_embeddings().parameters())
         per_token = 0.0

@@ -1,4 +1,4 @@
-"""Batches of rows of similar length, in an order that depends on the seed and the epoch alone.
+"""Batches of rows in an order that depends on the seed and the epoch alone.
 
 B rows, P tokens of prefix, T tokens after it, N trained positions in the batch.
 """
@@ -14,8 +14,6 @@ import torch
 from edgeft.text.encode import Encoded
 from edgeft.text.prefix import common_prefix
 
-BUCKET = 32  # batches sorted together: less padding with a larger one, more randomness with a smaller one
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -30,6 +28,11 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return int(self.attention_BT.sum())
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each row after the prefix."""
+        return list(map(int, self.attention_BT.sum(1)))
 
     def to(self, device: torch.device) -> Batch:
         return Batch(*(t.to(device) for t in (self.prefix_P, self.ids_BT, self.attention_BT, self.at_N, self.labels_N)))
@@ -69,17 +72,13 @@ def trained_positions(row: Encoded) -> list[int]:
 
 
 def epoch_batches(lengths: Sequence[int], batch_rows: int, seed: int, epoch: int) -> list[list[int]]:
-    """All row numbers once, in batches of similar length; the same for the same seed and epoch."""
-    rng = random.Random(f"{seed}/{epoch}")
+    """All row numbers once, at random; the same for the same seed and epoch. Within a batch, short rows come first.
+
+    Rows are not brought together by length: alike rows in one batch learn less from each step (benchmarks/LOG.md).
+    """
     order = list(range(len(lengths)))
-    rng.shuffle(order)
-    span = BUCKET * batch_rows
-    batches: list[list[int]] = []
-    for start in range(0, len(order), span):
-        bucket = sorted(order[start : start + span], key=lambda row: lengths[row])
-        batches += [bucket[i : i + batch_rows] for i in range(0, len(bucket), batch_rows)]
-    rng.shuffle(batches)
-    return batches
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return [sorted(batch, key=lambda row: lengths[row]) for batch in in_parts(order, batch_rows)]
 
 
 def in_parts(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:

@@ -1,13 +1,14 @@
 """Attention and RMSNorm with their gradients, in as few passes over memory as torch's own operations allow.
 
-For training on a CPU, where every pass costs. Rows that begin alike are laid one after the other in one sequence, what
-they share only once in front of them: B rows of T tokens after P shared ones. H query heads of width D, G key heads,
-R = H / G query heads for each key head.
+For training on a CPU, where every pass costs. Rows are laid one after the other in one sequence without padding, what
+they share only once in front of them: N tokens after P shared ones. Attention takes neighbours of similar length
+together: B rows of T tokens, padded to the longest. H query heads of width D, G key heads, R = H / G query heads for
+each key head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,50 @@ ROWS_ATTENTION = "edgeft_rows"
 ALIKE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types whose attention is plain: scaled, causal
 
 
+SIMILAR = 0.8  # of the longest row of a group that each of its rows must have at least
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Neighbouring rows of a sequence, and how many tokens at its beginning they see."""
+
+    part: slice  # where they stand
+    prefix: int
+    count: int
+    longest: int
+    own: torch.Tensor | None = None  # index of their tokens among [count * longest] places; None: no padding
+
+    @staticmethod
+    def of(start: int, prefix: int, lengths: Sequence[int]) -> Rows:
+        longest, part = max(lengths), slice(start, start + sum(lengths))
+        if min(lengths) == longest:
+            return Rows(part, prefix, len(lengths), longest)
+        own = torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+        return Rows(part, prefix, len(lengths), longest, own)
+
+
 @dataclass(frozen=True)
 class Layout:
-    """How one sequence is made up: `prefix` tokens that all rows see, then `rows` rows of equal length."""
+    """How one sequence is made up: `prefix` tokens that all rows see, then the rows in groups of similar length."""
 
     prefix: int
-    rows: int
+    groups: tuple[Rows, ...]
+
+    @staticmethod
+    def of(prefix: int, lengths: Sequence[int]) -> Layout:
+        """Rows of these lengths after a prefix; the better neighbours fit together, the faster."""
+        groups, start, first = list[Rows](), prefix, 0
+        for end in range(1, len(lengths) + 1):
+            group = lengths[first:end]
+            if end == len(lengths) or min(*group, lengths[end]) < SIMILAR * max(*group, lengths[end]):
+                groups.append(Rows.of(start, prefix, group))
+                start, first = start + sum(group), end
+        return Layout(prefix, tuple(groups))
+
+    @property
+    def parts(self) -> tuple[Rows, ...]:
+        """The prefix as one row that sees nothing before it, then the groups, which see the prefix."""
+        return (Rows.of(0, 0, [self.prefix]), *self.groups) if self.prefix else self.groups
 
 
 def can_take_rows(config: Any) -> bool:
@@ -46,17 +85,17 @@ def rows_attention(
     layout: Layout | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention for transformers: query [1, H, P + B T, D], key and value [1, G, P + B T, D], as `layout` says.
+    """Causal attention for transformers: query [1, H, P + N, D], key and value [1, G, P + N, D], as `layout` says.
 
     Without a layout: rows [B, H, T, D] that share nothing. Padding stands behind a row, so causality hides it.
-    Returns [1, P + B T, H, D] or [B, T, H, D].
+    Returns [1, P + N, H, D] or [B, T, H, D].
     """
     if key.shape[2] != query.shape[2] or attention_mask is not None:
         raise ValueError(f"attention of {tuple(query.shape)} to {tuple(key.shape)}: no cache or mask is known here")
     rows, heads, tokens, width = query.shape
     if layout is None:
         query, key, value = (side.transpose(0, 1).flatten(1, 2)[None] for side in (query, key, value))
-    out: torch.Tensor = _RowsAttention.apply(query, key, value, layout or Layout(0, rows), scaling)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _RowsAttention.apply(query, key, value, layout or Layout.of(0, [tokens] * rows), scaling)  # type: ignore[no-untyped-call]
     return out.view(rows, tokens, heads, width), None
 
 
@@ -72,13 +111,13 @@ class _RowsAttention(torch.autograd.Function):
         groups = key.shape[1]
         out = query.new_empty(1, tokens, heads, width)
         saved = []
-        for part, before in _parts(layout, tokens):
-            q = _by_group(query[0, :, part], groups, before.rows) * scale
-            k, v = (_with_prefix(side[0], part, before) for side in (key, value))
+        for rows in layout.parts:
+            q = _by_group(_padded(query[0].transpose(0, 1), rows), groups, rows.count) * scale
+            k, v = (_with_prefix(side[0], rows) for side in (key, value))
             scores = torch.bmm(q, k.transpose(1, 2))
-            scores.unflatten(1, (heads // groups, -1)).add_(_causal(scores, before.prefix))
+            scores.unflatten(1, (heads // groups, -1)).add_(_causal(scores, rows.prefix))
             p = torch.softmax(scores, -1)
-            _put(out[0, part], torch.bmm(p, v), groups, before.rows)
+            _put(out[0, rows.part], torch.bmm(p, v), groups, rows)
             saved += [q, k, v, p]
         ctx.save_for_backward(*saved)
         ctx.layout, ctx.scale, ctx.shapes = layout, scale, (query.shape, key.shape)
@@ -88,31 +127,35 @@ class _RowsAttention(torch.autograd.Function):
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
         (_, heads, tokens, width), (_, groups, _, _) = ctx.shapes
         # In memory the heads of a token stand side by side, as the projections want them.
-        to_q, to_k, to_v = (outer[0].new_empty(1, tokens, n, width).transpose(1, 2) for n in (heads, groups, groups))
-        above: list[torch.Tensor] = []  # what the rows send to the keys and values of the prefix
-        parts = list(_parts(ctx.layout, tokens))
-        for number in reversed(range(len(parts))):
-            part, before = parts[number]
+        to_q, to_k, to_v = (outer[0].new_empty(tokens, n, width) for n in (heads, groups, groups))
+        above: list[torch.Tensor] = []  # what the rows send to the keys and values of the prefix, [P, G, D]
+        for number, rows in reversed(list(enumerate(ctx.layout.parts))):
             q, k, v, p = ctx.saved_tensors[4 * number : 4 * number + 4]
-            g = _by_group(outer[0][0, part].transpose(0, 1), groups, before.rows)
+            g = _by_group(_padded(outer[0][0], rows), groups, rows.count)
             into_v = torch.bmm(p.transpose(1, 2), g)
             into_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
             into_k = torch.bmm(into_scores.transpose(1, 2), q)
-            _put(to_q[0, :, part].transpose(0, 1), torch.bmm(into_scores, k).mul_(ctx.scale), groups, before.rows)
-            sides = [into.unflatten(0, (groups, before.rows)) for into in (into_k, into_v)]
-            for index, (side, target) in enumerate(zip(sides, (to_k, to_v), strict=True)):
-                own = side[:, :, before.prefix :].flatten(1, 2)
-                target[0, :, part] = own + above[index] if above and number == 0 else own
-            if before.prefix:
-                above = [side[:, :, : before.prefix].sum(1) for side in sides]
+            _put(to_q[rows.part], torch.bmm(into_scores, k).mul_(ctx.scale), groups, rows)
+            for target, into in ((to_k, into_k), (to_v, into_v)):
+                _put(target[rows.part], into[:, rows.prefix :], groups, rows)
+            if rows.prefix:
+                sent = [into.unflatten(0, (groups, -1))[:, :, : rows.prefix].sum(1).transpose(0, 1)
+                        for into in (into_k, into_v)]  # fmt: skip
+                above = [a + b for a, b in zip(above, sent, strict=True)] if above else sent
+        if above:
+            to_k[: ctx.layout.prefix] += above[0]
+            to_v[: ctx.layout.prefix] += above[1]
+        to_q, to_k, to_v = (side.transpose(0, 1)[None] for side in (to_q, to_k, to_v))
         return to_q, to_k, to_v, None, None
 
 
-def _parts(layout: Layout, tokens: int) -> Iterator[tuple[slice, Layout]]:
-    """The prefix as one row that sees nothing before it, then the rows, which see the prefix."""
-    if layout.prefix:
-        yield slice(0, layout.prefix), Layout(0, 1)
-    yield slice(layout.prefix, tokens), layout
+def _padded(tokens_NHD: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The tokens of these rows as [H, B T, D], zero where a row is padded."""
+    own = tokens_NHD[rows.part]
+    if rows.own is not None:
+        places = own.new_zeros(rows.count * rows.longest, *own.shape[1:])
+        own = places.index_copy_(0, rows.own, own)
+    return own.transpose(0, 1)
 
 
 def _by_group(heads_HND: torch.Tensor, groups: int, rows: int) -> torch.Tensor:
@@ -121,18 +164,21 @@ def _by_group(heads_HND: torch.Tensor, groups: int, rows: int) -> torch.Tensor:
     return split.transpose(1, 2).reshape(groups * rows, -1, heads_HND.shape[-1])
 
 
-def _put(target_NHD: torch.Tensor, by_group: torch.Tensor, groups: int, rows: int) -> None:
-    """The inverse of `_by_group`, into [B T, H, D]."""
+def _put(target_NHD: torch.Tensor, by_group: torch.Tensor, groups: int, rows: Rows) -> None:
+    """The inverse of `_by_group`, without the padding, into the tokens of these rows [N, H, D]."""
     ratio = target_NHD.shape[1] // groups
-    split = by_group.unflatten(0, (groups, rows)).unflatten(2, (ratio, -1))  # G B R T D
-    target_NHD.unflatten(0, (rows, -1)).unflatten(2, (groups, ratio)).copy_(split.permute(1, 3, 0, 2, 4))
+    split = by_group.unflatten(0, (groups, rows.count)).unflatten(2, (ratio, -1)).permute(1, 3, 0, 2, 4)  # B T G R D
+    if rows.own is None:
+        target_NHD.unflatten(0, (rows.count, -1)).unflatten(2, (groups, ratio)).copy_(split)
+    else:
+        torch.index_select(split.reshape(-1, *target_NHD.shape[1:]), 0, rows.own, out=target_NHD)
 
 
-def _with_prefix(side_GND: torch.Tensor, part: slice, layout: Layout) -> torch.Tensor:
-    """Keys or values [G B, P + T, D] of the rows in `part`, those of the prefix in front of each."""
-    own: torch.Tensor = side_GND[:, part].unflatten(1, (layout.rows, -1))
-    if layout.prefix:
-        own = torch.cat([side_GND[:, None, : layout.prefix].expand(-1, layout.rows, -1, -1), own], 2)
+def _with_prefix(side_GND: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Keys or values [G B, P + T, D] of these rows, those of the prefix in front of each."""
+    own: torch.Tensor = _padded(side_GND.transpose(0, 1), rows).unflatten(1, (rows.count, -1))
+    if rows.prefix:
+        own = torch.cat([side_GND[:, None, : rows.prefix].expand(-1, rows.count, -1, -1), own], 2)
     return own.flatten(0, 1)
 
 

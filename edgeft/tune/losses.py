@@ -28,18 +28,20 @@ def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
     """Logits [N, V] at the positions that predict a trained token; the head runs nowhere else."""
     decoder = model.get_decoder()
     rows, shared = len(batch.ids_BT), len(batch.prefix_P)
+    at_N = batch.at_N
     if decoder.config._attn_implementation == ROWS_ATTENTION:
-        ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()])
-        positions = torch.arange(shared + batch.ids_BT.shape[1], device=ids.device)
-        positions = torch.cat([positions[:shared], positions[shared:].repeat(rows)])
+        own = batch.attention_BT.flatten().nonzero().squeeze(1)  # one sequence, without padding
+        ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[own]])
+        positions = torch.cat([torch.arange(shared), *(torch.arange(n) + shared for n in batch.lengths)])
         hidden = decoder(
-            ids[None], position_ids=positions[None], use_cache=False, layout=Layout(shared, rows)
+            ids[None], position_ids=positions[None], use_cache=False, layout=Layout.of(shared, batch.lengths)
         ).last_hidden_state[0, shared:]
+        at_N = torch.searchsorted(own, at_N)
     else:
         ids_BT = torch.cat([batch.prefix_P.expand(rows, -1), batch.ids_BT], 1)
         attention_BT = torch.cat([batch.attention_BT.new_ones(rows, shared), batch.attention_BT], 1)
         hidden = decoder(ids_BT, attention_BT, use_cache=False).last_hidden_state[:, shared:].flatten(0, 1)
-    hidden_NC = hidden.index_select(0, batch.at_N)
+    hidden_NC = hidden.index_select(0, at_N)
     logits_NV: torch.Tensor = model.get_output_embeddings()(hidden_NC)
     return logits_NV
 

@@ -16,10 +16,12 @@ from edgeft.progress import Reporter
 from edgeft.recipe import LoopSettings
 from edgeft.tune.batches import epoch_batches, in_parts
 from edgeft.tune.fit import LossFunction, Masters
+from edgeft.tune.kernels import ROWS_ATTENTION
 
 CHOICE = "memory.json"
 BEST = 4  # bytes per trained weight: the best so far, float32
 CHECKPOINT = 4 * 4  # the same, its present value and AdamW's two moments once more while a checkpoint is written
+OVERHEAD = 1.15  # of what is kept: passing results, and what the allocator loses between rows of many lengths
 GB = 10**9
 
 
@@ -59,10 +61,10 @@ def fit_into_memory(
         rows, twice = json.loads(kept.read_text("utf-8"))
         memory = recomputing(model, memory, lengths, loss_of) if twice else memory
     elif settings.memory_limit is not None:
-        rows = _most_within(memory, lengths, settings, most)
+        rows = _most_within(model, memory, lengths, settings, most)
         if not rows:
             memory, twice = recomputing(model, memory, lengths, loss_of), True
-            rows = _most_within(memory, lengths, settings, most)
+            rows = _most_within(model, memory, lengths, settings, most)
         if not rows:
             raise RecipeError(
                 f"memory_limit: {settings.memory_limit} GB is too little; one row at a time and layers computed twice "
@@ -71,25 +73,24 @@ def fit_into_memory(
             )
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps([rows, twice]), "utf-8")
-    expected = memory.peak(_rows_at_once(lengths, settings, rows))
+    expected = memory.peak(_rows_at_once(model, lengths, settings, rows))
     how = f", {rows} rows at once" * (rows < settings.batch_rows) + ", each layer computed twice" * twice
     report.note(f"needs about {expected / GB:.1f} GB of memory{how}")
     return settings.model_copy(update={"micro_rows": rows}), expected
 
 
-def measure(
-    trained: torch.nn.Module, lengths: Sequence[int], loss_of: LossFunction, settings: LoopSettings
-) -> Memory:
+def measure(trained: torch.nn.Module, lengths: Sequence[int], loss_of: LossFunction, settings: LoopSettings) -> Memory:
     """Of a model that is ready to train: a step that moves nothing on one longest row, then one and two go forward."""
     masters = Masters(trained, settings)
     loss_of([_longest(lengths)])[0].backward()
     masters.step(lr_factor=0.0, divide_by=1.0)
+    per_row = round(_kept_per_row(lengths, loss_of) * OVERHEAD)
     example = next(iter(masters.weights.values()))
     used = psutil.Process().memory_info().rss
     if example.device.type == "cuda":
         used = torch.cuda.memory_allocated(example.device)
     numbers = sum(weight.numel() for weight in masters.weights.values())
-    return Memory(used + BEST * numbers, _kept_per_row(lengths, loss_of), CHECKPOINT * numbers)
+    return Memory(used + BEST * numbers, per_row, CHECKPOINT * numbers)
 
 
 def recomputing(model: Any, memory: Memory, lengths: Sequence[int], loss_of: LossFunction) -> Memory:
@@ -105,18 +106,19 @@ def _longest(lengths: Sequence[int]) -> int:
     return max(range(len(lengths)), key=lambda row: lengths[row])
 
 
-def _most_within(memory: Memory, lengths: Sequence[int], settings: LoopSettings, most: int) -> int:
+def _most_within(model: Any, memory: Memory, lengths: Sequence[int], settings: LoopSettings, most: int) -> int:
     """The largest number of rows at once that stays under the limit, 0 if none does."""
     limit = (settings.memory_limit or 0) * GB
-    fitting = (n for n in range(most, 0, -1) if memory.peak(_rows_at_once(lengths, settings, n)) <= limit)
+    fitting = (n for n in range(most, 0, -1) if memory.peak(_rows_at_once(model, lengths, settings, n)) <= limit)
     return next(fitting, 0)
 
 
-def _rows_at_once(lengths: Sequence[int], settings: LoopSettings, micro_rows: int) -> float:
-    """The largest part of a batch that is computed at once, in rows as long as the longest: padding counts."""
+def _rows_at_once(model: Any, lengths: Sequence[int], settings: LoopSettings, micro_rows: int) -> float:
+    """The largest part of a batch that is computed at once, in rows as long as the longest."""
+    padded = model.config._attn_implementation != ROWS_ATTENTION
     batches = epoch_batches(lengths, settings.batch_rows, settings.seed, 0)
-    parts = (part for batch in batches for part in in_parts(batch, micro_rows))
-    return max(len(part) * max(lengths[row] for row in part) for part in parts) / max(lengths)
+    parts = ([lengths[row] for row in part] for batch in batches for part in in_parts(batch, micro_rows))
+    return max(len(part) * max(part) if padded else sum(part) for part in parts) / max(lengths)
 
 
 def _kept_per_row(lengths: Sequence[int], loss_of: LossFunction) -> int:

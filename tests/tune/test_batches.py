@@ -1,4 +1,4 @@
-"""The order of the rows: every row once, the same for the same seed, little padding."""
+"""The order of the rows: every row once, the same for the same seed, long and short ones mixed."""
 
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, epoch_batches, ordered_batches
@@ -17,9 +17,10 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert first != epoch_batches(LENGTHS, 8, 1, 0)
 
 
-def test_rows_of_a_batch_have_similar_lengths() -> None:
-    padded = sum(len(b) * max(LENGTHS[i] for i in b) for b in epoch_batches(LENGTHS, 8, 0, 0))
-    assert padded < 1.05 * sum(LENGTHS)
+def test_long_and_short_rows_come_mixed_and_each_batch_in_order_of_length() -> None:
+    batches = [[LENGTHS[i] for i in batch] for batch in epoch_batches(LENGTHS, 8, 0, 0)]
+    assert all(batch == sorted(batch) for batch in batches)
+    assert sum(batch[-1] - batch[0] > 20 for batch in batches) > len(batches) / 2
 
 
 def test_evaluation_batches_hold_every_row_and_respect_the_budget() -> None:
@@ -35,3 +36,4 @@ def test_a_batch_points_at_the_positions_before_the_trained_tokens() -> None:
     assert batch.at_N.tolist() == [1, 2, 5]
     assert batch.labels_N.tolist() == [7, 8, 9]
     assert batch.num_tokens == 7
+    assert batch.lengths == [4, 3]

@@ -20,13 +20,11 @@ from edgeft.tune.kernels import (
 from edgeft.tune.precision import PLAIN_TOKENS, Compute, place
 
 HEADS, GROUPS, WIDTH = 4, 2, 3
-LAYOUTS = [Layout(0, 1), Layout(0, 3), Layout(4, 1), Layout(4, 3), Layout(1, 2)]
-ROW = 5
+ROWS = [(0, [5]), (0, [5, 5, 5]), (4, [5]), (4, [5, 5, 5]), (1, [4, 5]), (3, [5, 4, 5, 1, 1, 2, 7]), (0, [2, 9])]
 
 
-def projections(layout: Layout) -> list[torch.Tensor]:
+def projections(tokens: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    tokens = layout.prefix + layout.rows * ROW
     shapes = [(1, heads, tokens, WIDTH) for heads in (HEADS, GROUPS, GROUPS)]
     return [torch.randn(s, dtype=torch.float64, generator=generator).requires_grad_() for s in shapes]
 
@@ -35,26 +33,34 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout 
     return rows_attention(torch.nn.Module(), q, k, v, None, scaling=WIDTH**-0.5, layout=layout)[0]
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_each_row_sees_the_prefix_and_itself_and_no_other(layout: Layout) -> None:
-    q, k, v = projections(layout)
-    found = attention(q, k, v, layout)
-    for row in range(layout.rows):
-        start = layout.prefix + row * ROW
-        alone = [*range(layout.prefix), *range(start, start + ROW)]
+@pytest.mark.parametrize(("prefix", "lengths"), ROWS, ids=str)
+def test_each_row_sees_the_prefix_and_itself_and_no_other(prefix: int, lengths: list[int]) -> None:
+    q, k, v = projections(prefix + sum(lengths))
+    found = attention(q, k, v, Layout.of(prefix, lengths))
+    for row, length in enumerate(lengths):
+        start = prefix + sum(lengths[:row])
+        alone = [*range(prefix), *range(start, start + length)]
         k_H, v_H = (side[:, :, alone].repeat_interleave(HEADS // GROUPS, dim=1) for side in (k, v))
         expected = F.scaled_dot_product_attention(q[:, :, alone], k_H, v_H, is_causal=True).transpose(1, 2)
         torch.testing.assert_close(found[:, alone], expected)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-def test_the_gradients_of_attention_are_right(layout: Layout) -> None:
-    assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), projections(layout))
+@pytest.mark.parametrize(("prefix", "lengths"), ROWS, ids=str)
+def test_the_gradients_of_attention_are_right(prefix: int, lengths: list[int]) -> None:
+    layout = Layout.of(prefix, lengths)
+    assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), projections(prefix + sum(lengths)))
+
+
+def test_neighbours_of_similar_length_are_taken_together() -> None:
+    groups = Layout.of(2, [10, 9, 8, 3, 3, 20]).groups
+    assert [(rows.part, rows.count, rows.longest) for rows in groups] == [
+        (slice(2, 29), 3, 10), (slice(29, 35), 2, 3), (slice(35, 55), 1, 20)]  # fmt: skip
+    assert [rows.own is None for rows in groups] == [False, True, True]
 
 
 def test_rows_without_a_layout_share_nothing() -> None:
-    q, k, v = (torch.cat([side, 2 * side]) for side in projections(Layout(0, 1)))
-    alone = torch.cat([attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], Layout(0, 1)) for i in range(2)])
+    q, k, v = (torch.cat([side, 2 * side]) for side in projections(5))
+    alone = torch.cat([attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], Layout.of(0, [5])) for i in range(2)])
     torch.testing.assert_close(attention(q, k, v, None), alone)
 
 

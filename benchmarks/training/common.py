@@ -1,0 +1,75 @@
+"""What both sides of the comparison share: the rows, the settings, the clock, and the score of what was learned."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgeft.formats.hf import load_model
+from edgeft.recipe import TrainSettings
+from edgeft.text.chat import ChatTokenizer
+from edgeft.text.encode import Encoded, load_encoded
+from edgeft.tune.precision import choose_compute, place
+from edgeft.tune.qlora import FourBits, adapter_targets, dequantized_base, fold_adapter
+from edgeft.tune.validation import validate
+
+SETTINGS = TrainSettings(epochs=1, lr=1e-3, batch_rows=8, evaluations=1, checkpoint_minutes=1e9, precision="bf16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training run: the base model, the dataset artifact's folder, how many of its rows, how many threads."""
+
+    base: str
+    dataset: str
+    rows: int
+    threads: int
+
+    @staticmethod
+    def load(text: str) -> Job:
+        return Job(**json.loads(text))
+
+    def dump(self) -> str:
+        return json.dumps(asdict(self))
+
+    def tokens(self, split: str) -> tuple[ChatTokenizer, list[Encoded]]:
+        """The split's rows as both sides train on them: token ids, and which of them are trained."""
+        chat = ChatTokenizer.from_folder(Path(self.base))
+        rows = load_encoded(Path(self.dataset) / f"{split}.jsonl", chat, SETTINGS.max_tokens)
+        return chat, rows[: self.rows] if split == "train" else rows
+
+
+class Clock:
+    """CPU and wall time of the training itself, without loading and scoring; the peak of the process up to its end."""
+
+    def start(self) -> None:
+        self._cpu, self._wall = time.process_time(), time.perf_counter()
+
+    def stop(self, rows: list[Encoded]) -> dict[str, float]:
+        cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
+        tokens = sum(len(row.ids) for row in rows)
+        return {
+            "rows": len(rows),
+            "rows_per_cpu_s": len(rows) / cpu,
+            "tokens_per_cpu_s": tokens / cpu,
+            "rows_per_s": len(rows) / wall,
+            "seconds": wall,
+            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+
+
+def score(job: Job, adapter: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Validation loss and exact match of an adapter in PEFT's names, merged into the 4-bit base it was trained on."""
+    chat, rows = job.tokens("validation")
+    compute = choose_compute("bf16")
+    model: Any = load_model(Path(job.base), torch.float32)
+    dequantized_base(model, FourBits())
+    fold_adapter(model, adapter, SETTINGS.scale, adapter_targets(model, SETTINGS.target_modules, None))
+    found = validate(place(model, compute, max(len(row.ids) for row in rows)), rows, chat, compute.device)
+    return {"val_loss": found.loss, "exact_match": found.exact_match}
