@@ -85,8 +85,8 @@ def plan(recipe: Recipe) -> dict[str, Node]:
     base_sources = {"model": Path(recipe.base.model)} if Path(recipe.base.model).is_absolute() else {}
     data_sources = {
         split: Path(value)
-        for split in ("train", "validation", "test")
-        if Path(value := getattr(recipe.data, split)).is_absolute()
+        for split in ("train", "validation", "test", "replay")
+        if (value := getattr(recipe.data, split)) and Path(value).is_absolute()
     }
     base = add("base", "base", recipe.base, {}, base_sources)
     data = add("data", "data", recipe.data, {}, data_sources)

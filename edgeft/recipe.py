@@ -48,6 +48,10 @@ class DataSettings(Settings):
     """System message put before every conversation that has none; null keeps the chat template's own."""
     target_field: str | None = None
     """Dotted path of a field (meta.target_json) put as first line of the last answer, if it is not there yet."""
+    replay: str | None = None
+    """General rows the teacher learns beside yours, to forget less: chats, or a .txt file of paragraphs."""
+    replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Their share of the rows of an epoch."""
     max_train_rows: Positive | None = None
     """Train on a seeded sample of this many rows."""
     max_eval_rows: Positive | None = None
@@ -295,7 +299,8 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
 
 def _resolve_files(raw: dict[str, Any], folder: Path, only: str | None = None) -> None:
     """Make file names absolute. A base model is a file name when it ends in .gguf or starts with . or /."""
-    for section, key in (("data", "train"), ("data", "validation"), ("data", "test"), ("base", "model")):
+    named = [("data", key) for key in ("train", "validation", "test", "replay")] + [("base", "model")]
+    for section, key in named:
         values = raw.get(section)
         if only not in (None, f"{section}.{key}") or not isinstance(values, dict):
             continue

@@ -56,11 +56,12 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tokenizer(folder / "model", tokenizer=byte_tokenizer_with_merges())
     for split, start, count in (("train", 0, 60), ("validation", 100, 16), ("test", 200, 12)):
         write_rows(folder / f"{split}.jsonl", start, count)
+    (folder / "replay.txt").write_text("\n\n".join(f"Paragraph {n} of a general text." for n in range(30)))
     loop = {"epochs": 2, "batch_rows": 8, "evaluations": 2, "checkpoint_minutes": 0, "precision": "fp32"}
     settings = {
         "name": "tiny",
         "base": {"model": "./model"},
-        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")},
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test")} | {"replay": "replay.txt"},
         "train": {**loop, "lr": 0.01, "rank": 4},
         "student": {"layers": 2, "vocabulary": VOCAB - 1},
         "targets": {"top_k": 8, "shard_rows": 20, "precision": "fp32"},

@@ -17,11 +17,15 @@ from edgeft.text.complete import find_field, with_system, with_target
 from edgeft.text.rows import Row, load_rows, raise_problems
 
 SPLITS = ("train", "validation", "test")
+REPLAY = "replay.jsonl"
 Splits = dict[str, list[Row]]
 
 
 def run(cfg: DataSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Write train/validation/test.jsonl and data_report.json. Raises DataError with all bad rows at once."""
+    """Write train, validation and test.jsonl, replay.jsonl if asked for, and data_report.json.
+
+    Raises DataError with all bad rows at once.
+    """
     read = load_splits(cfg)
     warnings = _source_warnings(cfg, read)
     rows, dropped, found = separate({name: [with_system(row, cfg.system) for row in read[name]] for name in SPLITS})
@@ -32,6 +36,10 @@ def run(cfg: DataSettings, inputs: dict[str, Artifact], out: Path, report: Repor
         dropped[name]["not_sampled"] = len(rows[name]) - len(sampled)
         rows[name] = sampled
         write_rows(out / f"{name}.jsonl", rows[name])
+    replay = _replay(cfg, rows)
+    if cfg.replay:
+        _write_lines(out / REPLAY, replay)
+        report.note(f"replay: {len(replay)} rows")
     summary = {
         "splits": {name: describe(rows[name], len(read[name]), +dropped[name]) for name in SPLITS},
         "warnings": warnings,
@@ -44,7 +52,7 @@ def run(cfg: DataSettings, inputs: dict[str, Artifact], out: Path, report: Repor
         report.note(f"{name}: {len(rows[name])} rows" + (f" (left out: {reasons})" if reasons else ""))
     for text in warnings.values():
         report.note(f"WARNING {text}")
-    metrics: dict[str, Any] = {f"{name}_rows": len(rows[name]) for name in SPLITS}
+    metrics: dict[str, Any] = {f"{name}_rows": len(rows[name]) for name in SPLITS} | {"replay_rows": len(replay)}
     return {
         **metrics,
         "dropped": {name: dict(sorted((+dropped[name]).items())) for name in SPLITS},
@@ -97,6 +105,25 @@ def separate(read: Splits) -> tuple[Splits, dict[str, Counter[str]], dict[str, s
     return {"train": train, "validation": validation, "test": read["test"]}, dropped, warnings
 
 
+def _replay(cfg: DataSettings, rows: Splits) -> list[dict[str, Any]]:
+    """Rows {"messages", "meta"} or {"text"} to learn beside the others; none that stands in validation or test."""
+    if not cfg.replay:
+        return []
+    found: list[dict[str, Any]]
+    if cfg.replay.endswith(".txt"):
+        path = Path(cfg.replay)
+        if not path.is_file():
+            raise DataError(f"{path}: no such file", "correct data.replay")
+        found = [{"text": text} for part in path.read_text("utf-8").split("\n\n") if (text := part.strip())]
+    else:
+        loaded, problems = load_rows(cfg.replay)
+        raise_problems(problems)
+        found = [_record(row) for row in split.clean_train(loaded, rows["validation"], rows["test"])[0]]
+    if not found:
+        raise DataError(f"{cfg.replay}: no row that could be replayed", "name other rows as data.replay")
+    return split.sample(found, round(len(rows["train"]) * cfg.replay_share / (1 - cfg.replay_share)), cfg.seed)
+
+
 def _source_warnings(cfg: DataSettings, read: Splits) -> dict[str, str]:
     warnings = {}
     if field := cfg.target_field:
@@ -128,9 +155,17 @@ def describe(rows: Sequence[Row], num_read: int, dropped: Counter[str]) -> dict[
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write rows as a dataset file: one {"messages", "meta"} per line."""
+    _write_lines(path, [_record(row) for row in rows])
+
+
+def _record(row: Row) -> dict[str, Any]:
+    return {"messages": list(row.messages), "meta": row.meta}
+
+
+def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as f:
-        for row in rows:
-            f.write(json.dumps({"messages": list(row.messages), "meta": row.meta}, ensure_ascii=False) + "\n")
+        for record in records:
+            f.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def _quantiles(ordered: list[int]) -> dict[str, int]:

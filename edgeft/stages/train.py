@@ -12,6 +12,7 @@ from edgeft.artifact import Artifact
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
 from edgeft.recipe import TrainSettings
+from edgeft.stages.data import REPLAY
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.batches import collate, shared_tokens
@@ -28,15 +29,23 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
     rows, validation = (
         load_encoded(dataset.file(f"{split}.jsonl"), chat, cfg.max_tokens) for split in ("train", "validation")
     )
-    prefix, lengths = shared_tokens(rows), [len(row.ids) for row in rows]
+    prefix, own = shared_tokens(rows), len(rows)
+    if REPLAY in dataset.manifest.files:
+        rows += load_encoded(dataset.file(REPLAY), chat, cfg.max_tokens)
+    lengths = [len(row.ids) for row in rows]
     compute = choose_compute(cfg.precision)
     report.note(f"{compute.name} on {compute.device.type}; measured GEMM rates in GFLOP/s: {compute.gflops}")
     learner = make_learner(load_model(model, torch.float32), cfg, compute, max(lengths))
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
-        batch = collate([rows[i] for i in numbers], chat.pad_id, prefix).to(compute.device)
-        loss = answer_loss(answer_logits(learner.model, batch), batch.labels_N)
-        return loss, len(batch.labels_N), batch.num_tokens
+        loss, trained, tokens = torch.zeros((), device=compute.device), 0, 0
+        replayed = [i for i in numbers if i >= own]  # they do not begin as the others do
+        for part, shared in (([i for i in numbers if i < own], prefix), (replayed, 0)):
+            if part:
+                batch = collate([rows[i] for i in part], chat.pad_id, shared).to(compute.device)
+                loss = loss + answer_loss(answer_logits(learner.model, batch), batch.labels_N)
+                trained, tokens = trained + len(batch.labels_N), tokens + batch.num_tokens
+        return loss, trained, tokens
 
     def look() -> Validation:
         return validate(learner.model, validation, chat, compute.device)

@@ -35,9 +35,15 @@ def encode_row(chat: ChatTokenizer, messages: Messages, max_tokens: int, where: 
 
 
 def load_encoded(path: Path, chat: ChatTokenizer, max_tokens: int) -> list[Encoded]:
-    """All rows of a dataset file, encoded. Raises DataError, naming all rows that are too long at once."""
-    rows = [(f"{path.name}:{n}", row["messages"]) for n, row in enumerate(read_rows(path), 1)]
-    encoded = [_encode(chat, messages, where) for where, messages in rows]
+    """All rows of a dataset file, encoded. Raises DataError, naming all rows that are too long at once.
+
+    Of a row {"text"} all tokens are learned, as many as are allowed.
+    """
+    rows = [(f"{path.name}:{n}", row) for n, row in enumerate(read_rows(path), 1)]
+    encoded = [
+        encode_text(chat, row["text"], max_tokens) if "text" in row else _encode(chat, row["messages"], where)
+        for where, row in rows
+    ]
     too_long = [
         (where, len(row.ids)) for (where, _), row in zip(rows, encoded, strict=True) if len(row.ids) > max_tokens
     ]
@@ -46,8 +52,14 @@ def load_encoded(path: Path, chat: ChatTokenizer, max_tokens: int) -> list[Encod
     return encoded
 
 
+def encode_text(chat: ChatTokenizer, text: str, max_tokens: int | None = None) -> Encoded:
+    """Plain text without a chat around it: every token but the first is learned."""
+    ids = tuple(chat.tokenizer.encode(text, add_special_tokens=True).ids[:max_tokens])
+    return Encoded(ids, (False, *[True] * (len(ids) - 1)))
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a dataset artifact's file: {"messages": [...], "meta": {...}}."""
+    """Rows of a dataset artifact's file: {"messages": [...], "meta": {...}} or {"text": ...}."""
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
 
 

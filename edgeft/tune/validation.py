@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.encode import Encoded
+from edgeft.text.encode import Encoded, encode_text
 from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
 from edgeft.tune.losses import CHUNK_ROWS, answer_logits
 
@@ -60,10 +60,7 @@ class General(NamedTuple):
 def general_text(model: Any, chat: ChatTokenizer, device: torch.device) -> General:
     """How well a model predicts the paragraphs of `text/general.txt`, each on its own, without a chat around it."""
     paragraphs = GENERAL_TEXT.read_text("utf-8").strip().split("\n\n")
-    rows = []
-    for paragraph in paragraphs:
-        ids = tuple(chat.tokenizer.encode(paragraph, add_special_tokens=True).ids)
-        rows.append(Encoded(ids, (False, *[True] * (len(ids) - 1))))
+    rows = [encode_text(chat, paragraph) for paragraph in paragraphs]
     loss = validate(model, rows, chat, device).loss
     tokens = sum(len(row.ids) - 1 for row in rows)
     return General(math.exp(loss), loss * tokens / math.log(2) / sum(len(p.encode()) for p in paragraphs))

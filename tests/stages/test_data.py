@@ -164,3 +164,30 @@ def test_real_rows_become_token_ids(bitext: Path, smollm2: Path) -> None:
         assert chat.decode(answer) == row["messages"][-1]["content"]
         assert answer == chat.answer_ids(row["messages"][-1]["content"])
         assert json.loads(chat.decode(answer).split("\n")[0])["intent"] == row["meta"]["intent"]
+
+
+def test_replayed_chats_are_sampled_and_never_stand_in_another_split(tmp_path: Path) -> None:
+    given = sources(tmp_path)
+    replay = write(tmp_path / "r.jsonl", "is it 9?", "one", *(f"tell me about {w}" for w in WORDS))
+    metrics = run(tmp_path / "out", **given, replay=replay, replay_share=0.25)
+    assert metrics["replay_rows"] == round(metrics["train_rows"] / 3)
+    assert all(q.startswith("tell me about") for q in questions(tmp_path / "out" / "replay.jsonl"))
+    assert not any("tell me" in q for q in questions(tmp_path / "out" / "train.jsonl"))
+
+
+def test_replayed_text_is_taken_by_paragraph_and_learned_whole(tmp_path: Path, smollm2: Path) -> None:
+    from edgeft.text.chat import ChatTokenizer
+
+    (tmp_path / "r.txt").write_text("One paragraph\nof two lines.\n\n\n\nAnother one.\n", "utf-8")
+    run(tmp_path / "out", **sources(tmp_path), replay=str(tmp_path / "r.txt"), replay_share=0.5)
+    path = tmp_path / "out" / "replay.jsonl"
+    assert read_rows(path) == [{"text": "One paragraph\nof two lines."}, {"text": "Another one."}]
+    chat = ChatTokenizer.from_folder(smollm2)
+    rows = load_encoded(path, chat, 5)
+    assert [chat.decode(row.ids) for row in rows] == ["One paragraph\nof two", "Another one."]
+    assert all(row.trained == (False, *[True] * (len(row.ids) - 1)) for row in rows)
+
+
+def test_a_replay_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        run(tmp_path / "out", **sources(tmp_path), replay=str(tmp_path / "r.txt"))
