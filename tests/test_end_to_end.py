@@ -125,13 +125,16 @@ def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(
 
 
 def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None:
-    """Under `accelerate launch` each batch is shared; sums in another order differ in the last digits only."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    assert edgeft(recipe, one, "--to", "train").returncode == 0
+    """Under `accelerate launch` each batch is shared; sums in another order differ in the last digits only.
+
+    At a rate at which rounding errors do not grow: at the recipe's own, some seeds multiply them by 200 in a step.
+    """
+    one, two, calm = tmp_path / "one", tmp_path / "two", ["--set", "train.lr=0.003"]
+    assert edgeft(recipe, one, "--to", "train", *calm).returncode == 0
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
                 "--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1",
                 "--main_process_port", "0", "-m", "edgeft"]  # fmt: skip
-    arguments = command(recipe, two, "--to", "train")[3:]
+    arguments = command(recipe, two, "--to", "train", *calm)[3:]
     done = subprocess.run(
         [sys.executable, *launcher, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=280
     )
@@ -139,7 +142,7 @@ def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None
     histories = [artifact(runs, "train").read_json("history.json") for runs in (one, two)]
     for kind in ("steps", "evals"):
         losses = [[entry["loss"] for entry in history[kind]] for history in histories]
-        assert losses[1] == pytest.approx(losses[0], rel=2e-4)
+        assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     rates = [artifact(runs, "train").path / "log" / "metrics.jsonl" for runs in (one, two)]
     tokens = [[json.loads(line).get("tokens") for line in path.open()][0] for path in rates]
     assert tokens[1] < 0.7 * tokens[0]  # the first process did half of the rows, not all of them
