@@ -2,7 +2,8 @@
 
 For training on a CPU, where every pass costs. Rows are laid one after the other in one sequence without padding, what
 they share only once in front of them: N tokens after P shared ones. Attention takes neighbours of similar length
-together: B rows of T tokens, padded to the longest. H query heads of width D, G key heads, R = H / G query heads for
+together: B rows of T tokens, padded to the longest. Lengths are rounded up, so that few different shapes come up: oneDNN
+builds and keeps a program for each. H query heads of width D, G key heads, R = H / G query heads for
 each key head.
 """
 
@@ -20,7 +21,8 @@ ROWS_ATTENTION = "edgeft_rows"
 ALIKE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types whose attention is plain: scaled, causal
 
 
-SIMILAR = 0.8  # of the longest row of a group that each of its rows must have at least
+GROUP = 4  # rows that attention takes together
+ROUND_ROW, ROUND_SEQUENCE = 16, 32  # tokens to whose multiples rows in attention and whole sequences are padded
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Rows:
 
     @staticmethod
     def of(start: int, prefix: int, lengths: Sequence[int]) -> Rows:
-        longest, part = max(lengths), slice(start, start + sum(lengths))
+        longest, part = _rounded(max(lengths), ROUND_ROW), slice(start, start + sum(lengths))
         if min(lengths) == longest:
             return Rows(part, prefix, len(lengths), longest)
         own = torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
@@ -44,7 +46,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Layout:
-    """How one sequence is made up: `prefix` tokens that all rows see, then the rows in groups of similar length."""
+    """How one sequence is made up: `prefix` tokens that all rows see, then the rows in groups of neighbours."""
 
     prefix: int
     groups: tuple[Rows, ...]
@@ -52,18 +54,28 @@ class Layout:
     @staticmethod
     def of(prefix: int, lengths: Sequence[int]) -> Layout:
         """Rows of these lengths after a prefix; the better neighbours fit together, the faster."""
-        groups, start, first = list[Rows](), prefix, 0
-        for end in range(1, len(lengths) + 1):
-            group = lengths[first:end]
-            if end == len(lengths) or min(*group, lengths[end]) < SIMILAR * max(*group, lengths[end]):
-                groups.append(Rows.of(start, prefix, group))
-                start, first = start + sum(group), end
+        groups, start = list[Rows](), prefix
+        for first in range(0, len(lengths), GROUP):
+            groups.append(Rows.of(start, prefix, lengths[first : first + GROUP]))
+            start = groups[-1].part.stop
         return Layout(prefix, tuple(groups))
+
+    def filled(self) -> tuple[Layout, int]:
+        """With one more row that fills the sequence up to a round length, and its length, which may be 0."""
+        tokens = self.groups[-1].part.stop
+        filling = _rounded(tokens, ROUND_SEQUENCE) - tokens
+        if not filling:
+            return self, 0
+        return Layout(self.prefix, (*self.groups, Rows.of(tokens, 0, [filling]))), filling
 
     @property
     def parts(self) -> tuple[Rows, ...]:
         """The prefix as one row that sees nothing before it, then the groups, which see the prefix."""
         return (Rows.of(0, 0, [self.prefix]), *self.groups) if self.prefix else self.groups
+
+
+def _rounded(tokens: int, multiple: int) -> int:
+    return -(-tokens // multiple) * multiple
 
 
 def can_take_rows(config: Any) -> bool:

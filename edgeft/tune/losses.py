@@ -30,12 +30,14 @@ def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
     rows, shared = len(batch.ids_BT), len(batch.prefix_P)
     at_N = batch.at_N
     if decoder.config._attn_implementation == ROWS_ATTENTION:
-        own = batch.attention_BT.flatten().nonzero().squeeze(1)  # one sequence, without padding
-        ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[own]])
-        positions = torch.cat([torch.arange(shared), *(torch.arange(n) + shared for n in batch.lengths)])
-        hidden = decoder(
-            ids[None], position_ids=positions[None], use_cache=False, layout=Layout.of(shared, batch.lengths)
-        ).last_hidden_state[0, shared:]
+        own = batch.attention_BT.flatten().nonzero().squeeze(1)  # one sequence, without padding between the rows
+        layout, filling = Layout.of(shared, batch.lengths).filled()
+        ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[own], own.new_zeros(filling)])
+        starts = [(0, shared), *((shared, n) for n in batch.lengths), (0, filling)]
+        positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
+        hidden = decoder(ids[None], position_ids=positions[None], use_cache=False, layout=layout).last_hidden_state[
+            0, shared:
+        ]
         at_N = torch.searchsorted(own, at_N)
     else:
         ids_BT = torch.cat([batch.prefix_P.expand(rows, -1), batch.ids_BT], 1)

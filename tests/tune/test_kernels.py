@@ -51,11 +51,15 @@ def test_the_gradients_of_attention_are_right(prefix: int, lengths: list[int]) -
     assert torch.autograd.gradcheck(lambda *qkv: attention(*qkv, layout), projections(prefix + sum(lengths)))
 
 
-def test_neighbours_of_similar_length_are_taken_together() -> None:
-    groups = Layout.of(2, [10, 9, 8, 3, 3, 20]).groups
-    assert [(rows.part, rows.count, rows.longest) for rows in groups] == [
-        (slice(2, 29), 3, 10), (slice(29, 35), 2, 3), (slice(35, 55), 1, 20)]  # fmt: skip
-    assert [rows.own is None for rows in groups] == [False, True, True]
+def test_neighbours_are_taken_together_and_shapes_are_round() -> None:
+    layout = Layout.of(2, [3, 3, 8, 9, 16, 20])
+    assert [(rows.part, rows.count, rows.longest) for rows in layout.groups] == [
+        (slice(2, 25), 4, 16), (slice(25, 61), 2, 32)]  # fmt: skip
+    filled, filling = layout.filled()
+    assert filling == 3
+    assert filled.groups[:-1] == layout.groups
+    assert (filled.groups[-1].part, filled.groups[-1].prefix) == (slice(61, 64), 0)
+    assert Layout.of(0, [64]).filled()[1] == 0
 
 
 def test_rows_without_a_layout_share_nothing() -> None:
