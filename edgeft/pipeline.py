@@ -55,11 +55,11 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "base": Stage("model", 1, "edgeft.stages.base"),
     "data": Stage("dataset", 1, "edgeft.stages.data"),
-    "train": Stage("adapter", 6, "edgeft.stages.train", together=True),
+    "train": Stage("adapter", 7, "edgeft.stages.train", together=True),
     "merge": Stage("model", 2, "edgeft.stages.merge"),
     "student": Stage("model", 4, "edgeft.stages.student"),
     "targets": Stage("targets", 4, "edgeft.stages.targets"),
-    "distill": Stage("model", 6, "edgeft.stages.distill", together=True),
+    "distill": Stage("model", 7, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 1, "edgeft.stages.probe"),
     "export": Stage("package", 1, "edgeft.stages.export"),
     "bench": Stage("report", 2, "edgeft.stages.bench"),

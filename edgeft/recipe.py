@@ -169,6 +169,8 @@ class TargetSettings(Settings):
 
     top_k: Annotated[int, Field(ge=1, le=256)] = 16
     """Tokens kept per position."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """What the teacher's logits are divided by, and the student's when it learns from them; above 1 is softer."""
     shard_rows: Positive = 256
     """Rows per shard, the unit of resume."""
     max_tokens: Positive = 512
@@ -180,8 +182,12 @@ class TargetSettings(Settings):
 class DistillSettings(LoopSettings):
     """Healing the student on the teacher's probabilities and the labels; its embedding and head stay the teacher's."""
 
-    kl_weight: Fraction = 0.5
-    """Share of the loss that is forward KL from the teacher; the rest is cross-entropy on the labels."""
+    teacher_weight: Fraction = 0.5
+    """Share of the loss that is the divergence from the teacher; the rest is cross-entropy on the labels."""
+    divergence: Literal["forward_kl", "reverse_kl", "js", "skewed_kl"] = "forward_kl"
+    """KL(teacher || student), KL(student || teacher), Jensen-Shannon, or KL(teacher || a mixture of both)."""
+    skew: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """The teacher's share in skewed_kl's mixture."""
 
 
 GgufQuant = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]

@@ -17,7 +17,7 @@ from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.learn import Lesson, learn
-from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
+from edgeft.tune.losses import Distance, TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.targets import gather, load_shard, student_ids, translate
 from edgeft.tune.validation import Validation, general_text, validate
@@ -30,12 +30,13 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
         load_encoded(inputs["dataset"].file(f"{split}.jsonl"), chat, cfg.max_tokens)
         for split in ("train", "validation")
     )
-    shards = inputs["targets"].read_json("index.json")["shards"]
-    targets = [row for shard in shards for row in load_shard(inputs["targets"].file(shard))]
+    index = inputs["targets"].read_json("index.json")
+    targets = [row for shard in index["shards"] for row in load_shard(inputs["targets"].file(shard))]
     if (inputs["model"].path / VOCABULARY).is_file():
         student_ids_V = student_ids(**inputs["model"].read_json(VOCABULARY))
         targets = [translate(row, student_ids_V) for row in targets]
     prefix = shared_tokens(rows)
+    distance = Distance(cfg.divergence, cfg.skew, index["temperature"])
     compute = choose_compute(cfg.precision)
     model = place(load_model(inputs["model"].path, compute.dtype), compute, max(len(row.ids) for row in rows))
     for kept in (model.get_input_embeddings(), model.get_output_embeddings()):
@@ -44,7 +45,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], chat.pad_id, prefix).to(compute.device)
         teacher = TeacherTopK(*(t.to(compute.device) for t in gather([targets[i] for i in numbers])))
-        loss = answer_loss(answer_logits(model, batch), batch.labels_N, teacher, cfg.kl_weight)
+        loss = answer_loss(answer_logits(model, batch), batch.labels_N, teacher, cfg.teacher_weight, distance)
         return loss, len(batch.labels_N), batch.num_tokens
 
     def look() -> Validation:

@@ -32,13 +32,20 @@ def run(cfg: TargetSettings, inputs: dict[str, Artifact], out: Path, report: Rep
         with report.track("teacher answers", len(shards), done) as bar:
             for name, numbers in zip(names, shards, strict=True):
                 if not (unfinished / name).is_file():
-                    kept = teacher_targets(model, [rows[i] for i in numbers], cfg.top_k, chat.pad_id, compute.device)
+                    part = [rows[i] for i in numbers]
+                    kept = teacher_targets(model, part, cfg.top_k, cfg.temperature, chat.pad_id, compute.device)
                     save_shard(unfinished / name, kept)
                     bar.advance()
     for name in names:
         (unfinished / name).replace(out / name)
     positions = sum(sum(row.trained) for row in rows)
-    index = {"top_k": cfg.top_k, "rows": len(rows), "positions": positions, "shards": names}
+    index = {
+        "top_k": cfg.top_k,
+        "temperature": cfg.temperature,
+        "rows": len(rows),
+        "positions": positions,
+        "shards": names,
+    }
     (out / "index.json").write_text(json.dumps(index), "utf-8")
     size = sum((out / name).stat().st_size for name in names)
     return {

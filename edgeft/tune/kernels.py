@@ -2,9 +2,9 @@
 
 For training on a CPU, where every pass costs. Rows are laid one after the other in one sequence without padding, what
 they share only once in front of them: N tokens after P shared ones. Attention takes neighbours of similar length
-together: B rows of T tokens, padded to the longest. Lengths are rounded up, so that few different shapes come up: oneDNN
-builds and keeps a program for each. H query heads of width D, G key heads, R = H / G query heads for
-each key head.
+together: B rows of T tokens, padded to the longest. Lengths are rounded up, so that few different shapes come up:
+oneDNN builds and keeps a program for each. H query heads of width D, G key heads, R = H / G query heads for each key
+head.
 """
 
 from __future__ import annotations

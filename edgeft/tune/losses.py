@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -10,7 +11,8 @@ from edgeft.tune.batches import Batch
 from edgeft.tune.kernels import ROWS_ATTENTION, Layout
 
 CHUNK_ROWS = 16  # positions per pass: 16 x 49,152 float32 logits are 3 MB, which a processor's caches hold
-TINY = 1e-7  # smallest tail probability of the student: keeps the logarithm and its gradient finite
+TINY = 1e-7  # smallest tail probability: a difference to one, exact to float32's last digit
+LEAST = 1e-30  # smallest probability of a kept token: keeps the logarithm and its gradient finite
 
 
 class TeacherTopK(NamedTuple):
@@ -48,70 +50,119 @@ def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
     return logits_NV
 
 
+@dataclass(frozen=True)
+class Distance:
+    """How far a student's probabilities q are from the teacher's p: which divergence, at which temperature.
+
+    forward_kl: KL(p || q) (Hinton et al. 2015, arXiv:1503.02531). reverse_kl: KL(q || p) (Gu et al. 2023,
+    arXiv:2306.08543). js: half KL(p || m) and half KL(q || m), m halfway between. skewed_kl: KL(p || skew p + (1 -
+    skew) q) (Ko et al. 2024, arXiv:2402.03898). At a temperature T the logits of both are divided by T and the
+    divergence is multiplied by T squared (Hinton et al.); the teacher's probabilities must have been taken at T.
+    """
+
+    kind: Literal["forward_kl", "reverse_kl", "js", "skewed_kl"] = "forward_kl"
+    skew: float = 0.1
+    temperature: float = 1.0
+
+    def of(self, p: torch.Tensor, q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each bucket's part of the divergence, and its derivative by q, in the shape of p and q, both above zero."""
+        if self.kind == "reverse_kl":
+            ratio = (q / p).log()
+            return q * ratio, ratio + 1
+        if self.kind == "js":
+            middle = (p + q) / 2
+            return (p * (p / middle).log() + q * (q / middle).log()) / 2, (q / middle).log() / 2
+        skew = self.skew if self.kind == "skewed_kl" else 0.0
+        mixed = skew * p + (1 - skew) * q
+        return p * (p / mixed).log(), (skew - 1) * p / mixed
+
+
 class _AnswerLoss(torch.autograd.Function):
     """The summed loss of `answer_loss` with its gradient, in chunks of rows that stay in the processor's cache."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: torch.Tensor, labels_N: torch.Tensor, teacher: TeacherTopK | None, kl_weight: float
+        ctx: Any,
+        logits_NV: torch.Tensor,
+        labels_N: torch.Tensor,
+        teacher: TeacherTopK | None,
+        weight: float,
+        distance: Distance,
     ) -> torch.Tensor:
         gradient_NV = torch.empty_like(logits_NV)
         total = logits_NV.new_zeros((), dtype=torch.float64)
         for start in range(0, len(labels_N), CHUNK_ROWS):
             part = slice(start, start + CHUNK_ROWS)
             logits = logits_NV[part].to(torch.promote_types(logits_NV.dtype, torch.float32), copy=True)
-            labels = labels_N[part, None]
-            logit_of_label = logits.gather(1, labels)
-            logit_of_kept = None if teacher is None else logits.gather(1, teacher.ids_NK[part])
-            top = logits.amax(1, keepdim=True)
-            exp = logits.sub_(top).exp_()  # in place: every pass over [N, V] costs as much as the arithmetic in it
-            exp_sum = exp.sum(1, keepdim=True)
-            log_sum = exp_sum.log() + top
-            if teacher is None or logit_of_kept is None:
-                total += (log_sum - logit_of_label).sum()
-                gradient = exp.div_(exp_sum)
-                gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, -1.0))
+            if teacher is None:
+                loss, gradient = _cross_entropy(logits, labels_N[part])
             else:
-                kept = TeacherTopK(*(t[part] for t in teacher))
-                total += (1 - kl_weight) * (log_sum - logit_of_label).sum()
-                kl, at_kept, elsewhere = _kl_and_gradient(logit_of_kept - log_sum, kept, kl_weight)
-                total += kl_weight * kl.sum()
-                gradient = exp.mul_(elsewhere / exp_sum).scatter_(1, kept.ids_NK, at_kept)
-                gradient.scatter_add_(1, labels, gradient.new_full(labels.shape, kl_weight - 1))
+                loss, gradient = _cross_entropy(logits.clone(), labels_N[part])
+                apart, towards = _divergence(logits, TeacherTopK(*(t[part] for t in teacher)), distance)
+                loss = (1 - weight) * loss + weight * apart
+                gradient.mul_(1 - weight).add_(towards, alpha=weight)
+            total += loss
             gradient_NV[part] = gradient
         ctx.save_for_backward(gradient_NV)
         return total.to(torch.promote_types(logits_NV.dtype, torch.float32))
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
         (gradient_NV,) = ctx.saved_tensors
-        return gradient_NV.mul_(outer[0].to(gradient_NV.dtype)), None, None, None
+        return gradient_NV.mul_(outer[0].to(gradient_NV.dtype)), None, None, None, None
 
 
-def _kl_and_gradient(
-    log_q_NK: torch.Tensor, teacher: TeacherTopK, weight: float
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """KL [N], and the gradient of `weight` KL + (1 - weight) log-sum-exp to the logits, from the student's `log_q_NK`.
+def _cross_entropy(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed over N, and its gradient [N, V], in place of the logits."""
+    of_label = logits_NV.gather(1, labels_N[:, None])
+    q_NV, log_sum = _softmax(logits_NV)
+    q_NV.scatter_add_(1, labels_N[:, None], q_NV.new_full((len(labels_N), 1), -1.0))
+    return (log_sum - of_label).sum(), q_NV
 
-    The gradient of the KL is q - p': p' is p on the kept tokens and tail * q / q_tail elsewhere. Returned are its
-    values on the kept tokens [N, K] and, as a factor of q, elsewhere [N, 1].
+
+def _divergence(logits_NV: torch.Tensor, teacher: TeacherTopK, distance: Distance) -> tuple[torch.Tensor, torch.Tensor]:
+    """Summed over N, and its gradient [N, V], in place of the logits.
+
+    The divergence knows K + 1 buckets, the kept tokens and all others together. With s its derivative by a bucket's
+    probability, the gradient to a logit is q (s - the mean of s under q), with s of the token's bucket.
     """
-    _, log_p, tail = teacher
-    p, q, kept = log_p.exp(), log_q_NK.exp(), log_p.isfinite()
-    q_tail = (1 - q.where(kept, 0).sum(1)).clamp_min(TINY)
-    kl = (p * (log_p - log_q_NK)).where(kept, 0).sum(1) + torch.special.xlogy(tail, tail / q_tail)
-    elsewhere = (1 - weight * tail / q_tail)[:, None]
-    return kl, torch.where(kept, q - weight * p, q * elsewhere), elsewhere
+    ids, log_p, tail = teacher
+    of_kept = logits_NV.div_(distance.temperature).gather(1, ids)
+    q_NV, log_sum = _softmax(logits_NV)
+    fills = ~log_p.isfinite()  # a place that only fills up counts for nothing: its token is one of the others
+    q_kept = (of_kept - log_sum).exp()
+    q_tail = (1 - q_kept.masked_fill(fills, 0).sum(1, keepdim=True)).clamp_min(TINY)
+    p = torch.cat([log_p.exp().clamp_min(LEAST), tail[:, None].clamp_min(TINY)], 1).to(q_kept.dtype)
+    q = torch.cat([q_kept.masked_fill(fills, 1).clamp_min(LEAST), q_tail], 1)
+    parts, s = distance.of(p, q)
+    parts[:, :-1].masked_fill_(fills, 0)
+    s_of_kept = torch.where(fills, s[:, -1:], s[:, :-1])
+    mean = (q[:, :-1].masked_fill(fills, 0) * s[:, :-1]).sum(1, keepdim=True) + q_tail * s[:, -1:]
+    softened = distance.temperature  # T squared for the loss, one of them for the division of the logits
+    q_NV.mul_((s[:, -1:] - mean) * softened).scatter_(1, ids, q_kept * (s_of_kept - mean) * softened)
+    return parts.sum() * softened**2, q_NV
+
+
+def _softmax(logits_NV: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities, in place of the logits, and the log of the sum [N, 1]; every pass over [N, V] costs."""
+    top = logits_NV.amax(1, keepdim=True)
+    exp = logits_NV.sub_(top).exp_()
+    exp_sum = exp.sum(1, keepdim=True)
+    return exp.div_(exp_sum), exp_sum.log() + top
 
 
 def answer_loss(
-    logits_NV: torch.Tensor, labels_N: torch.Tensor, teacher: TeacherTopK | None = None, kl_weight: float = 0.0
+    logits_NV: torch.Tensor,
+    labels_N: torch.Tensor,
+    teacher: TeacherTopK | None = None,
+    weight: float = 0.0,
+    distance: Distance = Distance(),
 ) -> torch.Tensor:
-    """Summed over the positions: (1 - kl_weight) cross-entropy on the labels + kl_weight KL(teacher || student), nats.
+    """Summed over the positions: (1 - weight) cross-entropy on the labels + weight divergence from the teacher, nats.
 
-    The KL runs over the teacher's top-k tokens and one bucket for all others: a lower bound of the full KL, exact
-    when the student spreads its tail as the teacher does (log-sum inequality; Cover & Thomas, Elements of
-    Information Theory, 2.7.1). The gradient is computed here, in one pass over the logits.
+    The divergence runs over the teacher's top-k tokens and one bucket for all others: a lower bound of the full one,
+    exact when the student spreads its tail as the teacher does (the log-sum inequality; Cover & Thomas, Elements of
+    Information Theory, 2.7.1). The gradient is computed here, in few passes over the logits.
     """
-    loss: torch.Tensor = _AnswerLoss.apply(logits_NV, labels_N, teacher, kl_weight)  # type: ignore[no-untyped-call]
+    loss: torch.Tensor = _AnswerLoss.apply(logits_NV, labels_N, teacher, weight, distance)  # type: ignore[no-untyped-call]
     return loss

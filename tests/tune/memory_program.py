@@ -26,23 +26,21 @@ from edgeft.tune.methods import make_learner
 from edgeft.tune.precision import Compute
 
 CPU = Compute(torch.device("cpu"), torch.float32, {"fp32": 1.0})
-BATCH, LONG, SHORT = 8, 200, 30
+BATCH, LONG = 4, 250
 
 
-def row(length: int) -> Encoded:
-    half = length // 2
-    return Encoded(tuple(range(length)), (False,) * half + (True,) * (length - half))
+ROW = Encoded(tuple(range(LONG)), (False,) * (LONG // 2) + (True,) * (LONG - LONG // 2))
 
 
 def main() -> dict[str, object]:
     limit, checkpoints = json.loads(sys.argv[1]), Path(sys.argv[2])
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=2048, hidden_size=256, intermediate_size=1024, num_hidden_layers=12, num_attention_heads=4,
+        vocab_size=2048, hidden_size=384, intermediate_size=1536, num_hidden_layers=16, num_attention_heads=4,
         num_key_value_heads=4, max_position_embeddings=512,
     )  # fmt: skip
     cfg = TrainSettings(rank=4, batch_rows=BATCH, precision="fp32", memory_limit=limit)
-    rows = [row(LONG)] * BATCH + [row(SHORT)] * BATCH
+    rows = [ROW] * BATCH
     learner = make_learner(LlamaForCausalLM(config), cfg, CPU, LONG)
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:

@@ -1,5 +1,7 @@
 """The loss against dense formulas in float64, and rows against their neighbours."""
 
+from typing import Any, get_args, get_type_hints
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.kernels import ROWS_ATTENTION
-from edgeft.tune.losses import TeacherTopK, answer_logits, answer_loss
+from edgeft.tune.losses import Distance, TeacherTopK, answer_logits, answer_loss
 from edgeft.tune.targets import top_k
 
 N, V, K = 70, 50, 8  # more rows than one chunk
@@ -18,13 +20,25 @@ def logits(seed: int) -> torch.Tensor:
     return 3 * torch.randn(N, V, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-def dense_kl(student: torch.Tensor, teacher: TeacherTopK) -> torch.Tensor:
-    """The same KL by autograd: kept tokens and one bucket for the rest."""
-    q = student.softmax(1)
-    p, q_kept = teacher.logp_NK.exp(), q.gather(1, teacher.ids_NK)
-    p_all = torch.cat([p, teacher.tail_N[:, None]], 1)
-    q_all = torch.cat([q_kept, 1 - q_kept.sum(1, keepdim=True)], 1)
-    return (p_all * (p_all.log() - q_all.log())).sum()
+def dense(student: torch.Tensor, teacher: TeacherTopK, distance: Distance = Distance()) -> torch.Tensor:  # noqa: B008
+    """The same divergence by autograd, in the words of its definition: kept tokens and one bucket for the rest."""
+    q_kept = (student / distance.temperature).softmax(1).gather(1, teacher.ids_NK)
+    p = torch.cat([teacher.logp_NK.exp(), teacher.tail_N[:, None]], 1)
+    q = torch.cat([q_kept, 1 - q_kept.sum(1, keepdim=True)], 1)
+
+    def kl(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a * (a.log() - b.log())).sum()
+
+    value = {
+        "forward_kl": lambda: kl(p, q),
+        "reverse_kl": lambda: kl(q, p),
+        "js": lambda: (kl(p, (p + q) / 2) + kl(q, (p + q) / 2)) / 2,
+        "skewed_kl": lambda: kl(p, distance.skew * p + (1 - distance.skew) * q),
+    }[distance.kind]()
+    return value * distance.temperature**2
+
+
+DISTANCES = [Distance(kind, temperature=t) for kind in get_args(get_type_hints(Distance)["kind"]) for t in (1.0, 2.5)]
 
 
 def exact_targets(teacher_logits: torch.Tensor) -> TeacherTopK:
@@ -43,40 +57,45 @@ def test_the_cross_entropy_and_its_gradient_equal_torch() -> None:
     torch.testing.assert_close(gradient, expected)
 
 
-def test_the_mixed_loss_and_its_gradient_equal_the_dense_formula() -> None:
+@pytest.mark.parametrize("distance", DISTANCES, ids=str)
+def test_the_mixed_loss_and_its_gradient_equal_the_dense_formula(distance: Distance) -> None:
     student, labels, teacher = logits(1).requires_grad_(), torch.arange(N) % V, exact_targets(logits(2))
-    ours = answer_loss(student, labels, teacher, kl_weight=0.3)
+    ours = answer_loss(student, labels, teacher, 0.3, distance)
     (gradient,) = torch.autograd.grad(ours, student)
-    reference = 0.3 * dense_kl(student, teacher) + 0.7 * F.cross_entropy(student, labels, reduction="sum")
+    reference = 0.3 * dense(student, teacher, distance) + 0.7 * F.cross_entropy(student, labels, reduction="sum")
     (expected,) = torch.autograd.grad(reference, student)
     torch.testing.assert_close(ours, reference)
     torch.testing.assert_close(gradient, expected)
 
 
-def test_a_kept_token_of_probability_zero_only_fills_its_place() -> None:
+@pytest.mark.parametrize("distance", DISTANCES, ids=str)
+def test_a_kept_token_of_probability_zero_only_fills_its_place(distance: Distance) -> None:
     student, labels, teacher = logits(1).requires_grad_(), torch.arange(N) % V, exact_targets(logits(2))
-    fewer = TeacherTopK(teacher.ids_NK[:, 2:], teacher.logp_NK[:, 2:], teacher.tail_N)  # the two likeliest left out
-    empty = TeacherTopK(teacher.ids_NK, teacher.logp_NK.clone(), teacher.tail_N)
+    tail = teacher.tail_N + teacher.logp_NK[:, :2].exp().sum(1)  # of the two likeliest too, which are left out
+    fewer = TeacherTopK(teacher.ids_NK[:, 2:], teacher.logp_NK[:, 2:], tail)
+    empty = TeacherTopK(teacher.ids_NK, teacher.logp_NK.clone(), tail)
     empty.logp_NK[:, :2] = -torch.inf
     found = []
     for targets in (fewer, empty):
-        loss = answer_loss(student, labels, targets, kl_weight=0.3)
+        loss = answer_loss(student, labels, targets, 0.3, distance)
         found.append((loss, *torch.autograd.grad(loss, student)))
     torch.testing.assert_close(found[0], found[1])
 
 
-def test_the_kl_of_a_student_equal_to_its_teacher_is_zero_with_no_gradient() -> None:
+@pytest.mark.parametrize("kind", ["forward_kl", "reverse_kl", "js", "skewed_kl"])
+def test_a_student_equal_to_its_teacher_is_at_no_distance_and_stays(kind: Any) -> None:
     student = logits(3).requires_grad_()
-    loss = answer_loss(student, torch.zeros(N, dtype=torch.long), exact_targets(student.detach()), kl_weight=1.0)
+    teacher = exact_targets(student.detach())
+    loss = answer_loss(student, torch.zeros(N, dtype=torch.long), teacher, 1.0, Distance(kind))
     (gradient,) = torch.autograd.grad(loss, student)
-    assert abs(float(loss)) < 1e-9
+    assert abs(float(loss.detach())) < 1e-9
     assert float(gradient.abs().max()) < 1e-9
 
 
 def test_the_truncated_kl_never_exceeds_the_full_one() -> None:
     student, teacher = logits(4), logits(5)
     full = F.kl_div(student.log_softmax(1), teacher.log_softmax(1), log_target=True, reduction="sum")
-    ours = answer_loss(student, torch.zeros(N, dtype=torch.long), exact_targets(teacher), kl_weight=1.0)
+    ours = answer_loss(student, torch.zeros(N, dtype=torch.long), exact_targets(teacher), weight=1.0)
     assert 0 < float(ours) <= float(full)
 
 

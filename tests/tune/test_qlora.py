@@ -42,13 +42,15 @@ def four_bit(model: LlamaForCausalLM) -> Any:
     return load_4bit(model, FourBits(), CPU)[0]
 
 
-def adapted(base: LlamaForCausalLM, **settings: Any) -> Any:
-    cfg = TrainSettings(rank=4, alpha=8, target_modules=TARGETS, **settings)
-    return add_adapter(base, cfg, adapter_targets(base, TARGETS, None))
+def adapted(base: LlamaForCausalLM, targets: tuple[str, ...] = TARGETS, **settings: Any) -> Any:
+    cfg = TrainSettings(rank=4, alpha=8, target_modules=targets, **settings)
+    return add_adapter(base, cfg, adapter_targets(base, targets, None))
 
 
-def with_random_adapter(base: LlamaForCausalLM) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    model = adapted(base)
+def with_random_adapter(
+    base: LlamaForCausalLM, targets: tuple[str, ...] = TARGETS
+) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    model = adapted(base, targets)
     for name, weight in model.named_parameters():
         if weight.requires_grad:
             torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
@@ -86,11 +88,12 @@ def test_only_the_adapter_is_trainable() -> None:
     assert all("lora_" in n and any(t in n for t in TARGETS) for n in trainable)
 
 
-def test_the_folded_form_trains_what_peft_trains() -> None:
+@pytest.mark.parametrize("targets", [TARGETS, TrainSettings().target_modules, ("k_proj", "v_proj", "up_proj")])
+def test_the_folded_form_trains_what_peft_trains(targets: tuple[str, ...]) -> None:
     """Loss and gradients equal PEFT's own layers, also after the adapter has changed."""
     base = four_bit(tiny())
-    folded, _ = with_random_adapter(deepcopy(base))
-    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(TARGETS), task_type="CAUSAL_LM")
+    folded, _ = with_random_adapter(deepcopy(base), targets)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules=list(targets), task_type="CAUSAL_LM")
     plain = get_peft_model(base, config)
     plain.load_state_dict(folded.state_dict())
     ours, theirs = ({n: p for n, p in m.named_parameters() if p.requires_grad} for m in (folded, plain))

@@ -41,11 +41,12 @@ def tiny() -> LlamaForCausalLM:
     return LlamaForCausalLM(config).eval()
 
 
-def test_targets_belong_to_their_rows_whatever_the_batches() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_targets_belong_to_their_rows_whatever_the_batches(temperature: float) -> None:
     model = tiny()
-    for row, kept in zip(rows(), teacher_targets(model, rows(), 4, 0, CPU), strict=True):
+    for row, kept in zip(rows(), teacher_targets(model, rows(), 4, temperature, 0, CPU), strict=True):
         with torch.no_grad():
-            alone = answer_logits(model, collate([row], 0)).log_softmax(1)
+            alone = (answer_logits(model, collate([row], 0)) / temperature).log_softmax(1)
         expected, ids = alone.topk(4)
         assert len(kept.tail_N) == len(trained_positions(row))
         assert torch.equal(kept.ids_NK.long(), ids)
@@ -65,7 +66,7 @@ def test_the_kept_tokens_are_the_most_probable_of_any_vocabulary(vocabulary: int
 
 
 def test_a_shard_comes_back_as_it_was_and_costs_at_most_150_bytes_per_token(tmp_path: Path) -> None:
-    kept = teacher_targets(tiny(), rows(), 16, 0, CPU)
+    kept = teacher_targets(tiny(), rows(), 16, 1.0, 0, CPU)
     save_shard(tmp_path / "shard.safetensors", kept)
     back = load_shard(tmp_path / "shard.safetensors")
     for a, b in zip(kept, back, strict=True):
@@ -77,7 +78,7 @@ def test_a_shard_comes_back_as_it_was_and_costs_at_most_150_bytes_per_token(tmp_
 
 
 def test_gathered_targets_stand_one_row_after_the_other() -> None:
-    kept = teacher_targets(tiny(), rows(), 4, 0, CPU)
+    kept = teacher_targets(tiny(), rows(), 4, 1.0, 0, CPU)
     ids_NK, logp_NK, tail_N = gather([kept[2], kept[0]])
     assert len(ids_NK) == len(logp_NK) == len(tail_N) == len(kept[2].tail_N) + len(kept[0].tail_N)
     assert torch.equal(ids_NK[: len(kept[2].tail_N)], kept[2].ids_NK.long())

@@ -1,12 +1,12 @@
 """Where a training step's CPU time goes: edgeft's step, and PEFT over bitsandbytes with padded rows and all logits.
 
 One thread, the same rows and batches for both; self CPU time by kind of operation, seconds per step.
-Run: python benchmarks/training/profile.py [steps]
+Run: python benchmarks/training/step_profile.py [steps]
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -44,7 +44,9 @@ KINDS = {  # the first name found in an operation's own decides
 
 
 def main() -> None:
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 6
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("steps", type=int, nargs="?", default=6, help="steps that are looked at")
+    steps = parser.parse_args().steps
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)

@@ -1,0 +1,20 @@
+"""The scripts under benchmarks/ start; what they measure is looked at by people."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("script", ["training/compare.py", "training/step_profile.py"])
+def test_a_benchmark_says_what_it_measures(script: str) -> None:
+    command, env = [sys.executable, ROOT / "benchmarks" / script, "--help"], {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout
