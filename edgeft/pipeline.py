@@ -55,7 +55,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "base": Stage("model", 1, "edgeft.stages.base"),
     "data": Stage("dataset", 1, "edgeft.stages.data"),
-    "train": Stage("adapter", 7, "edgeft.stages.train", together=True),
+    "train": Stage("adapter", 6, "edgeft.stages.train", together=True),
     "merge": Stage("model", 2, "edgeft.stages.merge"),
     "student": Stage("model", 4, "edgeft.stages.student"),
     "targets": Stage("targets", 4, "edgeft.stages.targets"),

@@ -26,7 +26,6 @@ from edgeft.recipe import TrainSettings
 from edgeft.tune.precision import Compute
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in], B [out, r]
-SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # linears of a block that take the same input
 Packed = tuple[torch.Tensor, Any]  # two 4-bit codes a byte, and bitsandbytes' QuantState: shape and scales
 
 
@@ -152,66 +151,25 @@ def add_adapter(
     return adapted
 
 
-class _FoldedProducts(torch.autograd.Function):
-    """x [*, in] times folded weights [out, in] that stand one below the other, one result for each of their adapters.
-
-    Gradients go to x and to the adapters A [r, in], B [out, r] in the weights; `sides` holds A, B, A, B and so on.
-    """
+class _FoldedProduct(torch.autograd.Function):
+    """x [*, in] times folded [out, in], with gradients to x and to the adapter A [r, in], B [out, r] in it."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: torch.Tensor, folded: torch.Tensor, scale: float, *sides: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        ctx.save_for_backward(x, folded, *sides)
+        ctx: Any, x: torch.Tensor, a: torch.Tensor, b: torch.Tensor, folded: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, a, b, folded)
         ctx.scale = scale
-        return F.linear(x, folded).split([b.shape[0] for b in sides[1::2]], -1)
+        return F.linear(x, folded)
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, folded, *sides = ctx.saved_tensors
-        every_a, every_b = sides[::2], sides[1::2]
-        gradients, x_NI = [g.flatten(0, -2) for g in outer], x.flatten(0, -2)
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            weights = folded.split([b.shape[0] for b in every_b])
-            to_x = gradients[0] @ weights[0]
-            for g_NO, weight in zip(gradients[1:], weights[1:], strict=True):
-                to_x.addmm_(g_NO, weight)
-            to_x = to_x.view_as(x)
-        ranks = [a.shape[0] for a in every_a]
-        low_NR = torch.cat([g_NO @ b for g_NO, b in zip(gradients, every_b, strict=True)], 1).mul_(ctx.scale)
-        to_a = (low_NR.t() @ x_NI).split(ranks)
-        inner = (x_NI @ torch.cat(every_a).t()).mul_(ctx.scale).split(ranks, 1)
-        to_b = [(part.t() @ g_NO).t() for part, g_NO in zip(inner, gradients, strict=True)]
-        return to_x, None, None, *(side for pair in zip(to_a, to_b, strict=True) for side in pair)
-
-
-class _Together:
-    """Adapted linears of one input (q, k and v; gate and up), computed as one product when the first is asked."""
-
-    def __init__(self, members: Sequence[FoldedLora]) -> None:
-        self.members = members
-        self._versions: list[int] = []
-        self._folded: torch.Tensor
-        self._x: torch.Tensor | None = None
-        self._results: dict[int, torch.Tensor] = {}
-
-    def result(self, member: FoldedLora, x: torch.Tensor) -> torch.Tensor:
-        if self._x is not x or id(member) not in self._results:
-            sides = [side for one in self.members for side in one.sides]
-            versions = [side._version for side in sides]
-            if self._versions != versions or self._folded.dtype != sides[0].dtype:
-                heights = [b.shape[0] for b in sides[1::2]]
-                self._folded, self._versions = sides[0].new_empty(sum(heights), sides[0].shape[1]), versions
-                for one, part in zip(self.members, self._folded.split(heights), strict=True):
-                    one.fold(part)
-            scale = member.scaling["default"]
-            results = _FoldedProducts.apply(x, self._folded, scale, *sides)  # type: ignore[no-untyped-call]
-            self._x, self._results = x, dict(zip(map(id, self.members), results, strict=True))
-        result = self._results.pop(id(member))
-        if not self._results:
-            self._x = None  # everyone has been served: keep nothing alive
-        return result
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, None, None]:
+        x, a, b, folded = ctx.saved_tensors
+        g_NO, x_NI = outer[0].flatten(0, -2), x.flatten(0, -2)
+        to_x = (g_NO @ folded).view_as(x) if ctx.needs_input_grad[0] else None
+        low_NR = (g_NO @ b).mul_(ctx.scale)
+        to_b = ((x_NI @ a.t()).mul_(ctx.scale).t() @ g_NO).t()
+        return to_x, low_NR.t() @ x_NI, to_b, None, None
 
 
 class FoldedLora(LoraLinear):
@@ -220,25 +178,19 @@ class FoldedLora(LoraLinear):
     The weight is folded anew when the adapter has changed; `fold_while_training` turns PEFT's layers into this one.
     """
 
-    packed: Packed | None
-    together: _Together
-
-    @property
-    def sides(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The adapter's A and B."""
-        a, b = (cast("torch.Tensor", side["default"].weight) for side in (self.lora_A, self.lora_B))
-        return a, b
-
-    @torch.no_grad()
-    def fold(self, out: torch.Tensor) -> None:
-        """Write base and adapter as one weight into `out`."""
-        a, b = self.sides
-        weight: Any = self.get_base_layer().weight if self.packed is None else unpack(self.packed, b.dtype)
-        torch.addmm(weight, b, a, alpha=self.scaling["default"], out=out)
+    _packed: Packed | None = None
+    _folded: torch.Tensor
+    _folded_from: tuple[int, int, torch.dtype] | None = None
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         base: Any = self.get_base_layer()
-        product = self.together.result(self, x)
+        a, b = (cast("torch.Tensor", side["default"].weight) for side in (self.lora_A, self.lora_B))
+        scale = self.scaling["default"]
+        version = (a._version, b._version, a.dtype)
+        if self._folded_from != version:
+            weight = base.weight if self._packed is None else unpack(self._packed, b.dtype)
+            self._folded, self._folded_from = torch.addmm(weight, b.detach(), a.detach(), alpha=scale), version
+        product: torch.Tensor = _FoldedProduct.apply(x, a, b, self._folded, scale)  # type: ignore[no-untyped-call]
         return product if base.bias is None else product + base.bias
 
 
@@ -251,16 +203,9 @@ def fold_while_training(model: Any, packed: Mapping[str, Packed]) -> None:
         plain = type(module) is LoraLinear and type(module.get_base_layer()) is nn.Linear and not module.lora_variant
         if plain and not any(isinstance(d, nn.Dropout) for d in module.lora_dropout.values()):
             module.__class__ = FoldedLora
-            module.packed = packed.get(name.removeprefix("base_model.model."))
-            if module.packed is not None:
+            module._packed = packed.get(name.removeprefix("base_model.model."))
+            if module._packed is not None:
                 module.get_base_layer().weight = nn.Parameter(torch.empty(0), requires_grad=False)
-    for parent in list(model.modules()):
-        children = {name: child for name, child in parent.named_children() if isinstance(child, FoldedLora)}
-        groups = [[children.pop(n) for n in group if n in children] for group in SAME_INPUT]
-        for members in (*filter(None, groups), *([child] for child in children.values())):
-            together = _Together(members)
-            for member in members:
-                member.together = together
 
 
 def adapter_tensors(peft_model: Any, trained: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
