@@ -14,10 +14,10 @@ from edgeft.progress import Reporter
 from edgeft.recipe import DataSettings
 from edgeft.text import split
 from edgeft.text.complete import find_field, with_system, with_target
+from edgeft.text.encode import REPLAY
 from edgeft.text.rows import Row, load_rows, raise_problems
 
 SPLITS = ("train", "validation", "test")
-REPLAY = "replay.jsonl"
 Splits = dict[str, list[Row]]
 
 

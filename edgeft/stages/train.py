@@ -12,9 +12,8 @@ from edgeft.artifact import Artifact
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
 from edgeft.recipe import TrainSettings
-from edgeft.stages.data import REPLAY
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.encode import load_encoded
+from edgeft.text.encode import REPLAY, load_encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.learn import Lesson, learn
 from edgeft.tune.losses import answer_logits, answer_loss

@@ -10,6 +10,7 @@ from typing import Any
 from edgeft.errors import DataError
 from edgeft.text.chat import ChatTokenizer, Messages
 
+REPLAY = "replay.jsonl"  # the file of a dataset with general rows to learn beside the others
 MAX_NAMED = 10  # rows named in one error
 
 

@@ -141,8 +141,9 @@ class _RowsAttention(torch.autograd.Function):
         # In memory the heads of a token stand side by side, as the projections want them.
         to_q, to_k, to_v = (outer[0].new_empty(tokens, n, width) for n in (heads, groups, groups))
         above: list[torch.Tensor] = []  # what the rows send to the keys and values of the prefix, [P, G, D]
+        saved = ctx.saved_tensors  # asked for once: gradient checkpointing hands it out once
         for number, rows in reversed(list(enumerate(ctx.layout.parts))):
-            q, k, v, p = ctx.saved_tensors[4 * number : 4 * number + 4]
+            q, k, v, p = saved[4 * number : 4 * number + 4]
             g = _by_group(_padded(outer[0][0], rows), groups, rows.count)
             into_v = torch.bmm(p.transpose(1, 2), g)
             into_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -88,7 +86,6 @@ def measure(trained: torch.nn.Module, lengths: Sequence[int], loss_of: LossFunct
     masters.step(lr_factor=0.0, divide_by=1.0)
     per_row = round(_kept_per_row(lengths, loss_of) * OVERHEAD)
     example = next(iter(masters.weights.values()))
-    _give_back()
     used = psutil.Process().memory_info().rss
     if example.device.type == "cuda":
         used = torch.cuda.memory_allocated(example.device)
@@ -103,14 +100,6 @@ def recomputing(model: Any, memory: Memory, lengths: Sequence[int], loss_of: Los
     layers, width = len(model.get_decoder().layers), model.config.hidden_size
     inputs = layers * width * max(lengths) * next(model.parameters()).element_size()
     return replace(memory, per_row=outside + inputs + (memory.per_row - outside) // layers)
-
-
-def _give_back() -> None:
-    """Let the C library return what it holds in reserve, so that earlier work is not counted (glibc only)."""
-    gc.collect()
-    library = ctypes.CDLL(None)
-    if hasattr(library, "malloc_trim"):
-        library.malloc_trim(0)
 
 
 def _longest(lengths: Sequence[int]) -> int:
