@@ -42,9 +42,10 @@ def main() -> None:
         clock.start()
         weights, _ = fit(learner.trained, lengths, loss_of, not_now, SETTINGS, Path(folder), Reporter("edgeft"))
         measured = clock.stop(rows)
+    rate = max(compute.rate, choose_compute(SETTINGS.precision).rate)  # other work may have disturbed one of the two
     answer_tokens = sum(sum(row.trained) for row in rows)
     own_tokens = sum(lengths) - prefix * len(rows)  # the shared beginning is computed once a step, not once a row
-    share = Arithmetic.of(learner.model, compute.rate).share(own_tokens, answer_tokens, measured["seconds"])
+    share = Arithmetic.of(learner.model, rate).share(own_tokens, answer_tokens, measured["seconds"])
     print(json.dumps({**measured, "gemm_share": share, **score(job, adapter_tensors(learner.trained, weights))}))
 
 

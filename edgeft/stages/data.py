@@ -114,7 +114,11 @@ def _replay(cfg: DataSettings, rows: Splits) -> list[dict[str, Any]]:
         path = Path(cfg.replay)
         if not path.is_file():
             raise DataError(f"{path}: no such file", "correct data.replay")
-        found = [{"text": text} for part in path.read_text("utf-8").split("\n\n") if (text := part.strip())]
+        try:
+            paragraphs = path.read_text("utf-8").split("\n\n")
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 at byte {error.start}", "save it as UTF-8") from None
+        found = [{"text": text} for part in paragraphs if (text := part.strip())]
     else:
         loaded, problems = load_rows(cfg.replay)
         raise_problems(problems)

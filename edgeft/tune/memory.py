@@ -72,7 +72,9 @@ def fit_into_memory(
                 "raise memory_limit, shorten the longest rows, or train less of the model (train.last_layers)",
             )
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps([rows, twice]), "utf-8")
+        beside = kept.with_suffix(".writing")  # a kill while writing leaves none
+        beside.write_text(json.dumps([rows, twice]), "utf-8")
+        beside.replace(kept)
     expected = memory.peak(_rows_at_once(model, lengths, settings, rows))
     how = f", {rows} rows at once" * (rows < settings.batch_rows) + ", each layer computed twice" * twice
     report.note(f"needs about {expected / GB:.1f} GB of memory{how}")

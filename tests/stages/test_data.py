@@ -188,6 +188,12 @@ def test_replayed_text_is_taken_by_paragraph_and_learned_whole(tmp_path: Path, s
     assert all(row.trained == (False, *[True] * (len(row.ids) - 1)) for row in rows)
 
 
+def test_a_replay_file_of_other_bytes_is_one_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "r.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match="not UTF-8 at byte 3"):
+        run(tmp_path / "out", **sources(tmp_path), replay=str(tmp_path / "r.txt"))
+
+
 def test_a_replay_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run(tmp_path / "out", **sources(tmp_path), replay=str(tmp_path / "r.txt"))

@@ -142,5 +142,18 @@ def test_gradients_flow_through_the_shared_prefix(attention: str) -> None:
         torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
+def test_layers_that_are_computed_twice_give_the_same_gradients() -> None:
+    rows, gradients = [row(5, 6, 7, 8), row(9, 10, 11, 12, 13, 14)], []
+    for twice in (False, True):
+        model = tiny(ROWS_ATTENTION).train()
+        if twice:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        batch = collate(rows, 0, prefix=3)
+        answer_loss(answer_logits(model, batch), batch.labels_N).backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
+    for name, expected in gradients[0].items():
+        assert torch.equal(gradients[1][name], expected), name
+
+
 def test_the_prefix_stops_before_the_first_position_that_is_learnt() -> None:
     assert shared_tokens([row(5, trained=1), row(5, trained=1)]) == 2
