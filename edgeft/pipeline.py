@@ -57,6 +57,7 @@ STAGES: dict[str, Stage] = {
     "data": Stage("dataset", 1, "edgeft.stages.data"),
     "train": Stage("adapter", 6, "edgeft.stages.train", together=True),
     "merge": Stage("model", 2, "edgeft.stages.merge"),
+    "shape": Stage("shape", 1, "edgeft.stages.shape"),
     "student": Stage("model", 4, "edgeft.stages.student"),
     "targets": Stage("targets", 4, "edgeft.stages.targets"),
     "distill": Stage("model", 7, "edgeft.stages.distill", together=True),

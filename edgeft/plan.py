@@ -16,6 +16,15 @@ class ExportNode(Settings):
     max_kl: float
 
 
+class ShapeNode(Settings):
+    """What `stages/shape.py` times."""
+
+    decode_speedup: float
+    vocabulary: int | None
+    quant: str
+    threads: int | None
+
+
 class StudentNode(Settings):
     """What `stages/student.py` cuts."""
 
@@ -97,9 +106,20 @@ def plan(recipe: Recipe) -> dict[str, Node]:
         cut = StudentNode(
             student=recipe.student, max_tokens=recipe.distill.max_tokens, precision=recipe.distill.precision
         )
-        raw = add("student", "student", cut, {"model": teacher, "dataset": data})
+        cutting = {"model": teacher, "dataset": data}
+        if recipe.student.decode_speedup:
+            timing = ShapeNode(
+                decode_speedup=recipe.student.decode_speedup,
+                vocabulary=recipe.student.vocabulary,
+                quant="q8_0",
+                threads=recipe.bench.threads,
+            )
+            cutting["shape"] = add("shape", "shape", timing, {"model": teacher})
+        raw = add("student", "student", cut, cutting)
         targets = add("targets", "targets", recipe.targets, {"model": teacher, "dataset": data})
         healing = {"model": raw, "targets": targets, "dataset": data}
+        if recipe.distill.matches_inside:
+            healing["teacher"] = teacher
         models["student"] = add("distill", "distill", recipe.distill, healing)
 
     probe = ProbeNode(rows=recipe.export.probe_rows, max_tokens=recipe.train.max_tokens)

@@ -158,10 +158,18 @@ class MergeSettings(Settings):
 class StudentSettings(Settings):
     """The shape of the student, cut from the merged teacher."""
 
+    decode_speedup: Annotated[float, Field(gt=1)] | None = None
+    """How many times as fast as the teacher it decodes: layers and ffn are then chosen, by timing shapes here."""
     layers: Positive = 15
     """Layers kept: those without which the loss on your training rows rises most."""
     vocabulary: Positive | None = None
     """Tokens kept: those your training rows need, however many, all bytes, and the commonest others; null keeps all."""
+
+    @model_validator(mode="after")
+    def _one_way_to_a_shape(self) -> StudentSettings:
+        if given := self.model_fields_set & {"layers", "ffn"} if self.decode_speedup else None:
+            raise ValueError(f"decode_speedup chooses {' and '.join(sorted(given))}: give one or the other")
+        return self
 
 
 class TargetSettings(Settings):
@@ -188,6 +196,15 @@ class DistillSettings(LoopSettings):
     """KL(teacher || student), KL(student || teacher), Jensen-Shannon, or KL(teacher || a mixture of both)."""
     skew: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The teacher's share in skewed_kl's mixture."""
+    hidden_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the squared distance of all layers' outputs from the teacher's; the teacher is then in memory."""
+    attention_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the divergence of the last layer's query, key and value relations; the teacher is then in memory."""
+
+    @property
+    def matches_inside(self) -> bool:
+        """Whether the teacher itself is needed, and not only its targets."""
+        return bool(self.hidden_weight or self.attention_weight)
 
 
 GgufQuant = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]

@@ -1,10 +1,8 @@
-"""What both sides of the comparison share: the rows, the settings, the clock, and the score of what was learned."""
+"""What both sides of the comparison share: the rows, the settings, and the score of what was learned."""
 
 from __future__ import annotations
 
 import json
-import resource
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,25 +41,6 @@ class Job:
         chat = ChatTokenizer.from_folder(Path(self.base))
         rows = load_encoded(Path(self.dataset) / f"{split}.jsonl", chat, SETTINGS.max_tokens)
         return chat, rows[: self.rows] if split == "train" else rows
-
-
-class Clock:
-    """CPU and wall time of the training itself, without loading and scoring; the peak of the process up to its end."""
-
-    def start(self) -> None:
-        self._cpu, self._wall = time.process_time(), time.perf_counter()
-
-    def stop(self, rows: list[Encoded]) -> dict[str, float]:
-        cpu, wall = time.process_time() - self._cpu, time.perf_counter() - self._wall
-        tokens = sum(len(row.ids) for row in rows)
-        return {
-            "rows": len(rows),
-            "rows_per_cpu_s": len(rows) / cpu,
-            "tokens_per_cpu_s": tokens / cpu,
-            "rows_per_s": len(rows) / wall,
-            "seconds": wall,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        }
 
 
 def score(job: Job, adapter: dict[str, torch.Tensor]) -> dict[str, float]:

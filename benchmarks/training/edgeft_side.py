@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from common import SETTINGS, Clock, Job, score
 
+from benchmarks.comparison import Clock
+from benchmarks.training.common import SETTINGS, Job, score
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
 from edgeft.tune.arithmetic import Arithmetic
@@ -41,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clock.start()
         weights, _ = fit(learner.trained, lengths, loss_of, not_now, SETTINGS, Path(folder), Reporter("edgeft"))
-        measured = clock.stop(rows)
+        measured = clock.stop(len(rows), sum(len(row.ids) for row in rows))
     rate = max(compute.rate, choose_compute(SETTINGS.precision).rate)  # other work may have disturbed one of the two
     answer_tokens = sum(sum(row.trained) for row in rows)
     own_tokens = sum(lengths) - prefix * len(rows)  # the shared beginning is computed once a step, not once a row

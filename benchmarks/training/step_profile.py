@@ -1,7 +1,7 @@
 """Where a training step's CPU time goes: edgeft's step, and PEFT over bitsandbytes with padded rows and all logits.
 
 One thread, the same rows and batches for both; self CPU time by kind of operation, seconds per step.
-Run: python benchmarks/training/step_profile.py [steps]
+Run: python -m benchmarks.training.step_profile [steps]
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from common import SETTINGS, Job
-from compare import MODEL, datasets
 from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+from benchmarks.comparison import MODEL, datasets
+from benchmarks.training.common import SETTINGS, Job
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
 from edgeft.recipe import BaseSettings

@@ -8,12 +8,14 @@ import tempfile
 from typing import Any
 
 import torch
-from common import SETTINGS, Clock, Job, score
 from datasets import Dataset
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+from benchmarks.comparison import Clock
+from benchmarks.training.common import SETTINGS, Job, score
 
 
 class Stopwatch(TrainerCallback):
@@ -74,7 +76,7 @@ def main() -> None:
             callbacks=[watch],
         )
         trainer.train()
-        measured = watch.clock.stop(rows)
+        measured = watch.clock.stop(len(rows), sum(len(row.ids) for row in rows))
     adapter = {name: value.float() for name, value in get_peft_model_state_dict(trainer.model).items()}
     print(json.dumps({**measured, **score(job, adapter)}))
 

@@ -26,27 +26,54 @@ class TeacherTopK(NamedTuple):
     tail_N: torch.Tensor
 
 
-def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
-    """Logits [N, V] at the positions that predict a trained token; the head runs nowhere else."""
-    decoder = model.get_decoder()
-    rows, shared = len(batch.ids_BT), len(batch.prefix_P)
-    at_N = batch.at_N
-    if decoder.config._attn_implementation == ROWS_ATTENTION:
-        own = batch.attention_BT.flatten().nonzero().squeeze(1)  # one sequence, without padding between the rows
-        layout, filling = Layout.of(shared, batch.lengths).filled()
-        ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[own], own.new_zeros(filling)])
-        starts = [(0, shared), *((shared, n) for n in batch.lengths), (0, filling)]
-        positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
-        hidden = decoder(ids[None], position_ids=positions[None], use_cache=False, layout=layout).last_hidden_state[
-            0, shared:
-        ]
-        at_N = torch.searchsorted(own, at_N)
-    else:
+@dataclass(frozen=True)
+class Pass:
+    """A batch on its way through a decoder: laid out as its attention wants it, its rows found again in the output."""
+
+    batch: Batch
+    own: torch.Tensor  # indices of the M tokens among the batch's [B * T] places
+    in_rows: bool  # one sequence without padding between the rows, as `rows_attention` takes it
+
+    @staticmethod
+    def of(model: Any, batch: Batch) -> Pass:
+        own = batch.attention_BT.flatten().nonzero().squeeze(1)
+        return Pass(batch, own, model.config._attn_implementation == ROWS_ATTENTION)
+
+    @property
+    def at_N(self) -> torch.Tensor:
+        """Index among the rows' own tokens of each position that predicts a trained token."""
+        return torch.searchsorted(self.own, self.batch.at_N)
+
+    def run(self, decoder: Any) -> torch.Tensor:
+        """The last hidden states, of all places."""
+        batch, shared = self.batch, len(self.batch.prefix_P)
+        if self.in_rows:
+            layout, filling = Layout.of(shared, batch.lengths).filled()
+            ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[self.own], self.own.new_zeros(filling)])
+            starts = [(0, shared), *((shared, n) for n in batch.lengths), (0, filling)]
+            positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
+            settings = {"position_ids": positions[None], "layout": layout}
+            out: torch.Tensor = decoder(ids[None], use_cache=False, **settings).last_hidden_state
+            return out
+        rows = len(batch.ids_BT)
         ids_BT = torch.cat([batch.prefix_P.expand(rows, -1), batch.ids_BT], 1)
         attention_BT = torch.cat([batch.attention_BT.new_ones(rows, shared), batch.attention_BT], 1)
-        hidden = decoder(ids_BT, attention_BT, use_cache=False).last_hidden_state[:, shared:].flatten(0, 1)
-    hidden_NC = hidden.index_select(0, at_N)
-    logits_NV: torch.Tensor = model.get_output_embeddings()(hidden_NC)
+        out = decoder(ids_BT, attention_BT, use_cache=False).last_hidden_state
+        return out
+
+    def tokens(self, states: torch.Tensor) -> torch.Tensor:
+        """Of what any layer gave for all places, the part of the rows' own tokens, one row after the other: [M, C]."""
+        shared = len(self.batch.prefix_P)
+        if self.in_rows:
+            return states[0, shared : shared + len(self.own)]
+        return states[:, shared:].flatten(0, 1).index_select(0, self.own)
+
+
+def answer_logits(model: Any, batch: Batch) -> torch.Tensor:
+    """Logits [N, V] at the positions that predict a trained token; the head runs nowhere else."""
+    way = Pass.of(model, batch)
+    hidden_MC = way.tokens(way.run(model.get_decoder()))
+    logits_NV: torch.Tensor = model.get_output_embeddings()(hidden_MC.index_select(0, way.at_N))
     return logits_NV
 
 

@@ -1,0 +1,55 @@
+"""edgeft's side of the comparison: a student on cached targets, as `edgeft run` trains it.
+
+Argument: the job as JSON; prints JSON. The teacher is never loaded; the time it took to make the targets is told apart.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.comparison import Clock
+from benchmarks.distill.common import SETTINGS, Job, freeze_embeddings, score
+from edgeft.formats.hf import load_model
+from edgeft.progress import Reporter
+from edgeft.tune.batches import collate, shared_tokens
+from edgeft.tune.fit import fit
+from edgeft.tune.losses import Distance, answer_logits, answer_loss
+from edgeft.tune.precision import choose_compute, place
+from edgeft.tune.targets import gather, load_shard
+from edgeft.tune.validation import Validation
+
+
+def main() -> None:
+    job = Job.load(sys.argv[1])
+    torch.set_num_threads(job.threads)
+    chat, rows = job.tokens("train")
+    index = json.loads((Path(job.targets) / "index.json").read_text("utf-8"))
+    targets = [row for shard in index["shards"] for row in load_shard(Path(job.targets) / shard)]
+    lengths, prefix, compute = [len(row.ids) for row in rows], shared_tokens(rows), choose_compute(SETTINGS.precision)
+    student = place(load_model(Path(job.student), compute.dtype), compute, max(lengths))
+    freeze_embeddings(student)
+
+    def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
+        batch = collate([rows[i] for i in numbers], chat.pad_id, prefix)
+        teacher = gather([targets[i] for i in numbers])
+        loss = answer_loss(answer_logits(student, batch), batch.labels_N, teacher, SETTINGS.teacher_weight, Distance())
+        return loss, len(batch.labels_N), batch.num_tokens
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        clock.start()
+        weights, _ = fit(
+            student, lengths, loss_of, lambda: Validation(0.0, 0.0), SETTINGS, Path(folder), Reporter("edgeft")
+        )
+        measured = clock.stop(len(rows), sum(lengths))
+    print(json.dumps({**measured, **score(job, weights)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""shape: how large a student may be to decode as fast as asked, timed on this machine with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from edgeft.artifact import Artifact
+from edgeft.bench.host import physical_cores
+from edgeft.bench.race import Racer
+from edgeft.formats.gguf import quantize, write_gguf
+from edgeft.formats.hf import read_config, save_model, write_json
+from edgeft.plan import ShapeNode
+from edgeft.progress import Reporter
+from edgeft.shrink.shape import MEASUREMENTS, Shape, find_shape
+from edgeft.shrink.vocabulary import choose_tokens, cut_token_ids, cut_tokenizer
+from edgeft.text.chat import read_json
+
+SHAPE = "shape.json"
+
+
+def run(cfg: ShapeNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
+    """Inputs: model (the teacher). Writes `shape.json`: the layers and FFN width to cut to."""
+    teacher = inputs["model"].path
+    whole = Shape.of(read_config(teacher))
+    threads = cfg.threads or physical_cores()
+    with TemporaryDirectory(prefix="edgeft-") as temporary, report.track("shapes timed", MEASUREMENTS) as bar:
+        folder = Path(temporary)
+        reference = Racer(random_package(whole, teacher, folder / "teacher", cfg.quant, threads), threads)
+
+        def time_shape(shape: Shape) -> float:
+            package = random_package(shape, teacher, folder / "student", cfg.quant, threads)
+            racer = Racer(package, threads)
+            try:
+                speedup = reference.speedup_of(racer)
+            finally:
+                racer.close()
+            bar.advance()
+            report.note(f"{shape.layers} layers, FFN {shape.ffn}: {speedup:.2f} times the teacher's decoding rate")
+            return speedup
+
+        smaller = min(cfg.vocabulary or whole.vocabulary, whole.vocabulary)
+        largest = Shape(**{**vars(whole), "vocabulary": smaller})
+        try:
+            chosen, timed = find_shape(largest, cfg.decode_speedup, time_shape)
+        finally:
+            reference.close()
+    (out / SHAPE).write_text(json.dumps({"layers": chosen.shape.layers, "ffn": chosen.shape.ffn}), "utf-8")
+    return {"chosen": chosen.record(), "timed": [one.record() for one in timed], "quant": cfg.quant, "threads": threads}
+
+
+def random_package(shape: Shape, teacher: Path, folder: Path, quant: str, threads: int) -> Path:
+    """A GGUF of this shape with random weights and, as far as its vocabulary goes, the teacher's tokenizer."""
+    tokenizer, config = read_json(teacher / "tokenizer.json"), read_config(teacher)
+    kept = choose_tokens(tokenizer, (), shape.vocabulary) if shape.vocabulary < config["vocab_size"] else None
+    config = shape.into(config)
+    if kept is not None:
+        config = {**cut_token_ids(config, kept), "vocab_size": len(kept)}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
+    save_model(model, folder, teacher)
+    if kept is not None:
+        write_json(folder / "tokenizer.json", cut_tokenizer(tokenizer, kept))
+    full, package = folder / "full.gguf", folder / "model.gguf"
+    write_gguf(folder, full, "f16")
+    if quant == "f16":
+        return full
+    quantize(full, package, quant, threads)
+    return package
