@@ -94,10 +94,10 @@ def artifact(runs: Path, stage: str) -> Artifact:
     return open_artifact(folder)
 
 
-def kill_during(stage: str, recipe: Path, runs: Path, to: str) -> None:
+def kill_during(stage: str, recipe: Path, runs: Path, *more: str) -> None:
     """Start the run and kill -9 it as soon as `stage` has done three steps."""
     process = subprocess.Popen(
-        command(recipe, runs, "--to", to), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(recipe, runs, *more), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -113,11 +113,13 @@ def kill_during(stage: str, recipe: Path, runs: Path, to: str) -> None:
 
 def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(recipe: Path, tmp_path: Path) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    done = edgeft(recipe, unbroken, "--to", "distill")
+    inside = [f"distill.{kind}_weight=0.1" for kind in ("hidden", "attention")]  # projections learn beside the student
+    settings = ["--to", "distill", "--set", inside[0], "--set", inside[1]]
+    done = edgeft(recipe, unbroken, *settings)
     assert done.returncode == 0, done.stderr
     for stage in ("train", "distill"):
-        kill_during(stage, recipe, broken, "distill")
-    done = edgeft(recipe, broken, "--to", "distill")
+        kill_during(stage, recipe, broken, *settings)
+    done = edgeft(recipe, broken, *settings)
     assert done.returncode == 0, done.stderr
     assert "resumed at step" in done.stdout + done.stderr
     for stage in ("train", "merge", "distill"):

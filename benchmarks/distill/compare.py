@@ -150,6 +150,7 @@ def summary(name: str, student: Result, peers: dict[str, Any], whole: bool) -> d
         "rss_ratio_vs_trl_gkd": ours["peak_rss_bytes"] / theirs["peak_rss_bytes"],
         "val_loss": ours["val_loss"],
         "trl_val_loss": theirs["val_loss"],
+        "loss_vs_dense_targets": ours["loss_vs_dense"],
         "bytes_per_trained_token": student.bytes_per_trained_token,
     }
 

@@ -10,19 +10,24 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks.comparison import Clock
 from benchmarks.distill.common import SETTINGS, Job, freeze_embeddings, score
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
+from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
 from edgeft.tune.losses import Distance, answer_logits, answer_loss
 from edgeft.tune.precision import choose_compute, place
-from edgeft.tune.targets import gather, load_shard
+from edgeft.tune.targets import RowTargets, gather, load_shard
 from edgeft.tune.validation import Validation
+
+DENSE_ROWS = 64  # on which the cached targets are held against all of the teacher's probabilities
 
 
 def main() -> None:
@@ -48,7 +53,23 @@ def main() -> None:
             student, lengths, loss_of, lambda: Validation(0.0, 0.0), SETTINGS, Path(folder), Reporter("edgeft")
         )
         measured = clock.stop(len(rows), sum(lengths))
-    print(json.dumps({**measured, **score(job, weights)}))
+    apart = loss_by_targets(student, job, rows[:DENSE_ROWS], targets[:DENSE_ROWS], chat.pad_id)
+    print(json.dumps({**measured, **score(job, weights), "loss_vs_dense": apart}))
+
+
+@torch.no_grad()
+def loss_by_targets(student: Any, job: Job, rows: list[Encoded], targets: list[RowTargets], pad_id: int) -> float:
+    """KL from the teacher by its cached tokens and tail, as a part of that by all its probabilities."""
+    compute = choose_compute(SETTINGS.precision)
+    teacher = place(load_model(Path(job.teacher), compute.dtype), compute, max(len(row.ids) for row in rows))
+    cached, dense = 0.0, 0.0
+    for row, kept in zip(rows, targets, strict=True):
+        batch = collate([row], pad_id)
+        logits_NV = answer_logits(student.eval(), batch)
+        cached += float(answer_loss(logits_NV, batch.labels_N, gather([kept]), 1.0, Distance()))
+        log_q, log_p = (logits.float().log_softmax(1) for logits in (logits_NV, answer_logits(teacher, batch)))
+        dense += float(F.kl_div(log_q, log_p, reduction="sum", log_target=True))
+    return cached / dense
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None) -> PreTrainedMode
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # the reporter speaks, libraries do not
+    logging.disable_progress_bar()
     config = read_config(folder)
     if not list(folder.glob("*.safetensors")):
         pickles = ", ".join(sorted(p.name for p in folder.glob("*.bin")))
@@ -93,6 +93,9 @@ def save_model(model: PreTrainedModel, folder: Path, tokenizer_from: Path) -> No
 
     Tied embeddings are stored once. Raises ModelError if adapters or quantised layers are still in it.
     """
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # the reporter speaks, libraries do not
     marks = ("lora_", ".base_layer.", ".absmax", ".quant_")
     leftovers = [name for name in model.state_dict() if any(mark in name for mark in marks)]
     if leftovers or getattr(model.config, "quantization_config", None) is not None:
