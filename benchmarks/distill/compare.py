@@ -27,7 +27,7 @@ from edgeft.recipe import load_recipe
 HERE = Path(__file__).parent
 RECIPE = ROOT / "recipes" / "support-bot.yaml"
 SIDES = {"edgeft": "benchmarks.distill.edgeft_side", "trl": "benchmarks.distill.trl_side"}
-SLICE = ("data.max_train_rows=320", "data.max_eval_rows=100", "train.epochs=1", "distill.epochs=1")
+SLICE = ("data.max_train_rows=800", "data.max_eval_rows=100", "train.epochs=1", "distill.epochs=1")
 GKD_STUDENT = ("student.layers=15", "student.vocabulary=null")  # GKDTrainer needs the teacher's vocabulary
 GKD_ROWS = 240
 
@@ -142,8 +142,8 @@ def summary(name: str, student: Result, peers: dict[str, Any], whole: bool) -> d
         "slice": not whole,
         "student_bytes_ratio": student.bytes_ratio,
         "decode_speedup": student.decode_speedup,
-        "retention": student.retention[0],
-        "retention_95": student.retention[1:],
+        "retention": student.retention and student.retention[0],
+        "retention_95": student.retention and student.retention[1:],
         "teacher_exact": student.teacher_exact,
         "n": student.n,
         "rows_per_s_ratio_vs_trl_gkd": ours["rows_per_cpu_s"] / theirs["rows_per_cpu_s"],

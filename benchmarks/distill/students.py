@@ -42,7 +42,7 @@ class Result:
     n: int
     teacher_exact: float
     student_exact: float
-    retention: tuple[float, float, float]  # with its 95% interval, paired by row
+    retention: tuple[float, float, float] | None  # with its 95% interval, paired by row; None: nothing to keep
     bytes_per_trained_token: float
 
     def record(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def measure(recipe: Path, runs: Path, variant: Variant, seed: int, settings: Seq
         n=len(right[0]),
         teacher_exact=teacher["joint_exact_match"][0],
         student_exact=student["joint_exact_match"][0],
-        retention=bootstrap_ratio(right[1], right[0]),
+        retention=bootstrap_ratio(right[1], right[0]) if any(right[0]) else None,
         bytes_per_trained_token=done["targets"].manifest.metrics["bytes_per_token"],
     )
 
@@ -102,7 +102,7 @@ def markdown(results: Sequence[Result]) -> str:
     for key in dict.fromkeys((r.variant, r.part) for r in results):
         same = [r for r in results if (r.variant, r.part) == key]
         exact = [100 * r.student_exact for r in same]
-        kept = statistics.median(100 * r.retention[0] for r in same)
+        kept = statistics.median(100 * r.retention[0] if r.retention else 0.0 for r in same)
         rate = statistics.median(r.decode_speedup for r in same)
         lines.append(
             f"| {key[0]} | {key[1]} | {len(same)} | {same[0].bytes_ratio:.3f} "
