@@ -147,7 +147,7 @@ def check_inputs(pipeline: Pipeline) -> list[str]:
     Raises RecipeError with all problems.
     """
     found, problems = [], []
-    for check in (_check_rows, _check_base):
+    for check in (_check_rows, _check_transfer, _check_models):
         try:
             found += check(pipeline.recipe)
         except EdgeftError as error:
@@ -167,20 +167,39 @@ def _check_rows(recipe: Recipe) -> list[str]:
     return [f"data.{split}: {len(rows):,} rows" for split, rows in load_splits(recipe.data).items()]
 
 
-def _check_base(recipe: Recipe) -> list[str]:
+def _check_transfer(recipe: Recipe) -> list[str]:
+    from edgeft.text.rows import PROMPT_HINT, load_rows, parse_prompt, raise_problems
+
+    if not recipe.student or not recipe.data.transfer or recipe.data.transfer.startswith("hub:"):
+        return []
+    rows, problems = load_rows(recipe.data.transfer, parse_prompt)
+    raise_problems(problems, PROMPT_HINT)
+    return [f"data.transfer: {len(rows):,} rows"]
+
+
+def _check_models(recipe: Recipe) -> list[str]:
+    """The base model, and the student if it is a ready-made one."""
+    found = [_check_model("base", recipe.base.model, recipe.base.revision, recipe.base.sha256)]
+    student = recipe.student
+    if student and student.model:
+        found.append(_check_model("student", student.model, student.revision, student.sha256))
+    return found
+
+
+def _check_model(section: str, model: str, revision: str | None, sha256: str | None) -> str:
     from edgeft.artifact import file_sha256
     from edgeft.errors import ModelError
+    from edgeft.recipe import BaseSettings
     from edgeft.stages.base import locate
 
-    base = recipe.base
-    if not base.model.startswith("pypi:") and not Path(base.model).is_absolute():
-        if not base.revision:
-            raise ModelError(f"base.model {base.model}: a hub id needs base.revision, the commit to fetch")
-        return [f"base.model: {base.model} at {base.revision} is fetched by the run"]
-    path = locate(base)
-    if base.sha256 and path.is_file() and file_sha256(path) != base.sha256.lower():
-        raise ModelError(f"base.model {path}: sha256 is {file_sha256(path)}, the recipe says {base.sha256}")
-    return [f"base.model: {path}"]
+    if not model.startswith("pypi:") and not Path(model).is_absolute():
+        if not revision:
+            raise ModelError(f"{section}.model {model}: a hub id needs {section}.revision, the commit to fetch")
+        return f"{section}.model: {model} at {revision} is fetched by the run"
+    path = locate(BaseSettings(model=model, revision=revision, sha256=sha256))
+    if sha256 and path.is_file() and file_sha256(path) != sha256.lower():
+        raise ModelError(f"{section}.model {path}: sha256 is {file_sha256(path)}, the recipe says {sha256}")
+    return f"{section}.model: {path}"
 
 
 def quiet_libraries() -> None:

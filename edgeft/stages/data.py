@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from edgeft.progress import Reporter
 from edgeft.recipe import DataSettings
 from edgeft.text import split
 from edgeft.text.complete import find_field, with_system, with_target
+from edgeft.text.dataset import as_record, describe, write_lines, write_report, write_rows
 from edgeft.text.encode import REPLAY
 from edgeft.text.rows import Row, load_rows, raise_problems
 
@@ -38,15 +37,13 @@ def run(cfg: DataSettings, inputs: dict[str, Artifact], out: Path, report: Repor
         write_rows(out / f"{name}.jsonl", rows[name])
     replay = _replay(cfg, rows)
     if cfg.replay:
-        _write_lines(out / REPLAY, replay)
+        write_lines(out / REPLAY, replay)
         report.note(f"replay: {len(replay)} rows")
     summary = {
         "splits": {name: describe(rows[name], len(read[name]), +dropped[name]) for name in SPLITS},
         "warnings": warnings,
     }
-    (out / "data_report.json").write_text(
-        json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8"
-    )
+    write_report(out, summary)
     for name in SPLITS:
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted((+dropped[name]).items()))
         report.note(f"{name}: {len(rows[name])} rows" + (f" (left out: {reasons})" if reasons else ""))
@@ -122,7 +119,7 @@ def _replay(cfg: DataSettings, rows: Splits) -> list[dict[str, Any]]:
     else:
         loaded, problems = load_rows(cfg.replay)
         raise_problems(problems)
-        found = [_record(row) for row in split.clean_train(loaded, rows["validation"], rows["test"])[0]]
+        found = [as_record(row) for row in split.clean_train(loaded, rows["validation"], rows["test"])[0]]
     if not found:
         raise DataError(f"{cfg.replay}: no row that could be replayed", "name other rows as data.replay")
     return split.sample(found, round(len(rows["train"]) * cfg.replay_share / (1 - cfg.replay_share)), cfg.seed)
@@ -138,40 +135,3 @@ def _source_warnings(cfg: DataSettings, read: Splits) -> dict[str, str]:
     if unpinned:
         warnings["hub_not_pinned"] = f"{unpinned[0]} may change: pin it as hub:ORG/NAME@COMMIT/SPLIT"
     return warnings
-
-
-def describe(rows: Sequence[Row], num_read: int, dropped: Counter[str]) -> dict[str, Any]:
-    """Counts of one split: rows, turns by role, and length quantiles of the turns in characters."""
-    turns: Counter[str] = Counter()
-    lengths: dict[str, list[int]] = {}
-    for message in (m for row in rows for m in row.messages):
-        turns[message["role"]] += 1
-        lengths.setdefault(message["role"], []).append(len(message["content"]))
-    return {
-        "read": num_read,
-        "kept": len(rows),
-        "dropped": dict(dropped),
-        "turns": dict(turns),
-        "multi_turn_rows": sum(sum(m["role"] == "assistant" for m in row.messages) > 1 for row in rows),
-        "characters": {role: _quantiles(sorted(values)) for role, values in lengths.items()},
-    }
-
-
-def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as a dataset file: one {"messages", "meta"} per line."""
-    _write_lines(path, [_record(row) for row in rows])
-
-
-def _record(row: Row) -> dict[str, Any]:
-    return {"messages": list(row.messages), "meta": row.meta}
-
-
-def _write_lines(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8", newline="\n") as f:
-        for record in records:
-            f.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-
-def _quantiles(ordered: list[int]) -> dict[str, int]:
-    last = len(ordered) - 1
-    return {"p50": ordered[last // 2], "p95": ordered[round(last * 0.95)], "max": ordered[last]}

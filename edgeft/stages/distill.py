@@ -1,8 +1,8 @@
-"""distill: the cut student healed on the teacher's cached probabilities and the labels."""
+"""distill: the student learns from the teacher, its cached probabilities or its own answers, and from the labels."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,67 +15,96 @@ from edgeft.progress import Reporter
 from edgeft.recipe import DistillSettings
 from edgeft.shrink.vocabulary import VOCABULARY
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.encode import load_encoded
-from edgeft.tune.batches import collate, shared_tokens
-from edgeft.tune.features import FeatureMatching, in_teacher_ids
+from edgeft.text.encode import ANSWERS, load_encoded
+from edgeft.tune.batches import epoch_batches, shared_tokens
+from edgeft.tune.distil_loss import DistilLoss, Material
+from edgeft.tune.features import FeatureMatching
 from edgeft.tune.learn import Lesson, learn
-from edgeft.tune.losses import Distance, TeacherTopK, answer_logits, answer_loss
-from edgeft.tune.precision import choose_compute, place
-from edgeft.tune.targets import gather, load_shard, student_ids, translate
+from edgeft.tune.losses import Distance
+from edgeft.tune.on_policy import LiveTeacher, OnPolicy, Vocabulary, cost
+from edgeft.tune.precision import Compute, choose_compute, place
+from edgeft.tune.sequence import mix
+from edgeft.tune.targets import load_shard, student_ids, translate
 from edgeft.tune.validation import Validation, general_text, validate
 
 STUDENT = "student"  # its name among the weights that are trained, if there are others
 
 
 def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Inputs: model (the raw student), targets, dataset, and teacher if its inside is matched.
+    """Inputs: model (the raw student), dataset, targets unless it learns answers, and teacher if it must be in memory.
 
     Writes the healed student and `history.json`.
     """
     chat = ChatTokenizer.from_folder(inputs["model"].path)
-    rows, validation = (
-        load_encoded(inputs["dataset"].file(f"{split}.jsonl"), chat, cfg.max_tokens)
-        for split in ("train", "validation")
-    )
-    index = inputs["targets"].read_json("index.json")
-    targets = [row for shard in index["shards"] for row in load_shard(inputs["targets"].file(shard))]
-    teacher_ids = None
-    if (inputs["model"].path / VOCABULARY).is_file():
-        vocabulary = inputs["model"].read_json(VOCABULARY)
-        teacher_ids, student_ids_V = torch.tensor(vocabulary["teacher_ids"]), student_ids(**vocabulary)
-        targets = [translate(row, student_ids_V) for row in targets]
-    prefix = shared_tokens(rows)
-    distance = Distance(cfg.divergence, cfg.skew, index["temperature"])
+    vocabulary = _vocabulary(inputs["model"])
+    material = _material(cfg, inputs, chat, vocabulary)
+    validation = load_encoded(inputs["dataset"].file("validation.jsonl"), chat, cfg.max_tokens)
     compute = choose_compute(cfg.precision)
-    longest = max(len(row.ids) for row in rows)
-    model = place(load_model(inputs["model"].path, compute.dtype), compute, longest)
+    lengths = [len(row.ids) for row in material.rows]
+    model = place(load_model(inputs["model"].path, compute.dtype), compute, max(lengths))
     for kept in (model.get_input_embeddings(), model.get_output_embeddings()):
         kept.requires_grad_(False)
-    trained, inside = model, None
-    if cfg.matches_inside:
+    trained, loss_of = model, _loss(cfg, inputs, model, chat, material, vocabulary, compute)
+    if loss_of.inside:
         report.note("the teacher is in memory too, and runs in every step, since its inside is matched")
-        teacher_model = place(load_model(inputs["teacher"].path, compute.dtype), compute, longest)
-        inside = FeatureMatching(model, teacher_model, cfg.hidden_weight, cfg.attention_weight)
-        trained = nn.ModuleDict({STUDENT: model, "inside": inside})
-
-    def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
-        batch = collate([rows[i] for i in numbers], chat.pad_id, prefix).to(compute.device)
-        teacher = TeacherTopK(*(t.to(compute.device) for t in gather([targets[i] for i in numbers])))
-        loss = answer_loss(answer_logits(model, batch), batch.labels_N, teacher, cfg.teacher_weight, distance)
-        if inside:
-            loss = loss + inside.loss(batch, in_teacher_ids(batch, teacher_ids))
-        return loss, len(batch.labels_N), batch.num_tokens
+        trained = nn.ModuleDict({STUDENT: model, "inside": loss_of.inside})
+    expense = None
+    if loss_of.live:
+        expense = cost(model, loss_of.on, epoch_batches(lengths, cfg.batch_rows, cfg.seed, 0)[0], cfg.on_policy)
+        report.note(f"on-policy: {expense}")
 
     def look() -> Validation:
         return validate(model, validation, chat, compute.device)
 
-    lesson = Lesson(model, trained, [len(row.ids) for row in rows], loss_of, look, compute)
+    lesson = Lesson(model, trained, lengths, loss_of, look, compute)
     weights, facts = learn(lesson, cfg, out, report)
-    if inside:  # the projections have done their work
+    if loss_of.inside:  # the projections have done their work
         weights = {n.removeprefix(f"{STUDENT}."): w for n, w in weights.items() if n.startswith(f"{STUDENT}.")}
     healed: Any = load_model(inputs["model"].path, torch.float32)
     healed.load_state_dict(healed.state_dict() | weights)  # strict: a name that the student lacks is an error
     save_model(healed, out, inputs["model"].path)
     general = general_text(healed.to(compute.device, compute.dtype), chat, compute.device)
     report.note(f"general text: {general.bits_per_byte:.3f} bits per byte")
-    return {**facts, "general": general._asdict()}
+    return {**facts, **({"on_policy": expense._asdict()} if expense else {}), "general": general._asdict()}
+
+
+def _material(
+    cfg: DistillSettings, inputs: dict[str, Artifact], chat: ChatTokenizer, known: Vocabulary | None
+) -> Material:
+    rows = load_encoded(inputs["dataset"].file("train.jsonl"), chat, cfg.max_tokens)
+    if "targets" not in inputs:
+        mixed, weights = mix(rows, inputs["dataset"].read_json(ANSWERS)["labelled"], cfg.teacher_weight)
+        return Material(mixed, None, weights, shared_tokens(mixed))
+    shards = inputs["targets"].read_json("index.json")["shards"]
+    targets = [row for shard in shards for row in load_shard(inputs["targets"].file(shard))]
+    if known:
+        student_ids_V = student_ids(known.teacher_ids, known.teacher_vocab_size)
+        targets = [translate(row, student_ids_V) for row in targets]
+    return Material(rows, targets, None, shared_tokens(rows))
+
+
+def _vocabulary(student: Artifact) -> Vocabulary | None:
+    """The teacher's ids of the student's tokens, if they are others than the student's."""
+    return Vocabulary(**student.read_json(VOCABULARY)) if VOCABULARY in student.manifest.files else None
+
+
+def _loss(
+    cfg: DistillSettings, inputs: dict[str, Artifact], model: Any, chat: ChatTokenizer, material: Material,
+    known: Vocabulary | None, compute: Compute,
+) -> DistilLoss:  # fmt: skip
+    """What is minimised, with the teacher in memory if it must be; that is asked as it was for the cached targets."""
+    index: dict[str, Any] = inputs["targets"].read_json("index.json") if "targets" in inputs else {}
+    distance = Distance(cfg.divergence, cfg.skew, index.get("temperature", 1.0))
+    loss = DistilLoss(model, material, chat.pad_id, chat.end_id, cfg.teacher_weight, distance, compute.device)
+    if not cfg.needs_teacher:
+        return loss
+    longest, folder = max(len(row.ids) for row in material.rows), inputs["teacher"].path
+    teacher = place(load_model(folder, compute.dtype), compute, longest).requires_grad_(False).eval()
+    inside, live, teacher_ids = None, None, torch.tensor(known.teacher_ids, device=compute.device) if known else None
+    if cfg.matches_inside:
+        inside = FeatureMatching(model, teacher, cfg.hidden_weight, cfg.attention_weight)
+    if cfg.on_policy:
+        end_id = ChatTokenizer.from_folder(folder).end_id
+        scorer = LiveTeacher(teacher, index["top_k"], distance.temperature, end_id, known)
+        live = OnPolicy.of(model, chat, material.rows, scorer)
+    return replace(loss, live=live, own_turns=cfg.on_policy, inside=inside, teacher_ids=teacher_ids)

@@ -21,7 +21,10 @@ HOST = f"{LOG_DIR}/host.json"
 
 
 def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Inputs: train, distill (if there is a student), merge, dataset, bench-*. Writes report.html and table.json."""
+    """Inputs: train, distill (if there is a student), merge, dataset, transfer (if there is one), bench-*.
+
+    Writes report.html and table.json.
+    """
     benches = {name: artifact for name, artifact in inputs.items() if name.startswith(BENCH)}
     rows = []
     test_rows = {}
@@ -38,7 +41,7 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
             curves={name: inputs[name].read_json("history.json") for name in CURVES if name in inputs},
             merge=inputs["merge"].metrics,
             general=_general(inputs),
-            dataset=inputs["dataset"].read_json("data_report.json"),
+            dataset=_rows_found(inputs),
             host=_host(benches),
             artifacts=_artifacts(inputs, rows, benches),
             test_rows=test_rows,
@@ -47,6 +50,14 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
     (out / "report.html").write_text(page, "utf-8")
     (out / "table.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     return {"rows": len(rows), "claims": as_text(claims(rows, joint_hits(test_rows)))}
+
+
+def _rows_found(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The data report, with the messages that the teacher answered as one split more."""
+    found: dict[str, Any] = inputs["dataset"].read_json("data_report.json")
+    if "transfer" in inputs:
+        found["splits"] |= inputs["transfer"].read_json("data_report.json")["splits"]
+    return found
 
 
 def _general(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:

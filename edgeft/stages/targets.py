@@ -33,7 +33,9 @@ def run(cfg: TargetSettings, inputs: dict[str, Artifact], out: Path, report: Rep
             for name, numbers in zip(names, shards, strict=True):
                 if not (unfinished / name).is_file():
                     part = [rows[i] for i in numbers]
-                    kept = teacher_targets(model, part, cfg.top_k, cfg.temperature, chat.pad_id, compute.device)
+                    kept = teacher_targets(
+                        model, part, cfg.top_k, cfg.temperature, chat.pad_id, compute.device, chat.end_id
+                    )
                     save_shard(unfinished / name, kept)
                     bar.advance()
     for name in names:

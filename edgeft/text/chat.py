@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,11 @@ class ChatTokenizer:
     def vocab_size(self) -> int:
         """Number of tokens the tokenizer knows; a model's output may be wider (padding)."""
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @cached_property
+    def end_id(self) -> int:
+        """One more than the largest token id: what a model's output has beyond it stands for no token (padding)."""
+        return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
 
     def render(self, messages: Messages, add_generation_prompt: bool) -> str:
         """The conversation as one text. Raises DataError if the template refuses it."""

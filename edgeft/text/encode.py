@@ -11,6 +11,8 @@ from edgeft.errors import DataError
 from edgeft.text.chat import ChatTokenizer, Messages
 
 REPLAY = "replay.jsonl"  # the file of a dataset with general rows to learn beside the others
+TRANSFER = "transfer.jsonl"  # messages without answers, for the teacher to answer
+ANSWERS = "answers.json"  # of a dataset with answers of a teacher: how many rows are labelled, how many taught
 MAX_NAMED = 10  # rows named in one error
 
 

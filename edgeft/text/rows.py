@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,16 @@ HINT = (
     'a row is {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}], "meta": {...}}, '
     'or {"prompt", "completion"}, or {"instruction", "input", "output"}; a csv file has columns prompt,completion'
 )
+PROMPT_HINT = (
+    'a row to be answered is {"messages": [..., {"role": "user", "content": ...}]} or {"text": ...}, in a .jsonl or '
+    ".parquet file or on the hub"
+)
 HUB_NAME = re.compile(r"hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([\w.-]+))?")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A conversation that ends with an assistant turn; `where` names its place in the source."""
+    """A conversation that ends with an assistant turn, or a prompt; `where` names its place in the source."""
 
     messages: tuple[dict[str, str], ...]
     meta: dict[str, Any]
@@ -36,14 +40,17 @@ class RowProblem(ValueError):
     """One row that cannot be used."""
 
 
-def load_rows(source: str) -> tuple[list[Row], list[str]]:
-    """All usable rows of one source, and one line per problem (file:line: found, expected)."""
+def load_rows(source: str, parse: Callable[[Any, str], Row] | None = None) -> tuple[list[Row], list[str]]:
+    """All usable rows of one source, and one line per problem (file:line: found, expected).
+
+    `parse` is `parse_row` unless given: for prompts it is `parse_prompt`.
+    """
     rows: list[Row] = []
     problems: list[str] = []
     try:
         for where, value in _read(source):
             try:
-                rows.append(parse_row(_value(value), where))
+                rows.append((parse or parse_row)(_value(value), where))
             except json.JSONDecodeError as error:
                 problems.append(f"{where}: not valid JSON: {error.msg} at column {error.colno}")
             except (ValueError, RecursionError) as error:
@@ -55,30 +62,53 @@ def load_rows(source: str) -> tuple[list[Row], list[str]]:
     return rows, problems
 
 
-def raise_problems(problems: list[str]) -> None:
+def raise_problems(problems: list[str], hint: str = HINT) -> None:
     """Raise one DataError that lists the first problems and counts the rest; nothing if there is none."""
     if problems:
         shown = problems[:MAX_PROBLEMS]
         rest = f"\n  ... and {len(problems) - len(shown)} more" if len(problems) > len(shown) else ""
         lines = "".join(f"\n  {problem}" for problem in shown)
-        raise DataError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the rows{lines}{rest}", HINT)
+        raise DataError(f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the rows{lines}{rest}", hint)
 
 
 def parse_row(value: Any, where: str) -> Row:
     """One row in any accepted shape as a conversation; other columns go to `meta`. Raises ValueError."""
-    if not isinstance(value, dict):
-        raise RowProblem(f"expected a JSON object, found {_kind(value)}")
-    meta = value.get("meta") or {}
-    if not isinstance(meta, dict):
-        raise RowProblem(f"meta: expected an object, found {_kind(meta)}")
+    value = _object(value)
     if "messages" in value:
-        used, messages = {"messages"}, _messages(value["messages"])
+        used, messages = {"messages"}, _answered(_messages(value["messages"]))
     elif "prompt" in value or "completion" in value:
         used, messages = {"prompt", "completion"}, _pair(value, "prompt", "completion")
     elif "instruction" in value or "output" in value:
         used, messages = {"instruction", "input", "output"}, _pair(value, "instruction", "output", extra="input")
     else:
         raise RowProblem(f"none of messages, prompt, instruction; found the keys {sorted(map(str, value))}")
+    return _row(value, messages, used, where)
+
+
+def parse_prompt(value: Any, where: str) -> Row:
+    """One row without an answer, {"messages"} that end with a user turn or {"text"}. Raises ValueError."""
+    value = _object(value)
+    if "messages" in value:
+        messages = _messages(value["messages"])
+        if messages[-1]["role"] != "user":
+            raise RowProblem(f"the last turn is {messages[-1]['role']!r}; expected 'user', for the teacher answers")
+        return _row(value, messages, {"messages"}, where)
+    if "text" in value:
+        return _row(value, ({"role": "user", "content": _text(value["text"], "text")},), {"text"}, where)
+    raise RowProblem(f"none of messages, text; found the keys {sorted(map(str, value))}")
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A row whose `meta`, if it has one, is an object."""
+    if not isinstance(value, dict):
+        raise RowProblem(f"expected a JSON object, found {_kind(value)}")
+    if not isinstance(value.get("meta") or {}, dict):
+        raise RowProblem(f"meta: expected an object, found {_kind(value['meta'])}")
+    return value
+
+
+def _row(value: dict[str, Any], messages: tuple[dict[str, str], ...], used: set[str], where: str) -> Row:
+    meta = value.get("meta") or {}
     meta = {**{k: v for k, v in value.items() if k not in used | {"meta"}}, **meta}
     try:
         json.dumps([messages, meta], ensure_ascii=False, allow_nan=False).encode()
@@ -103,6 +133,12 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
     roles = [m["role"] for m in messages]
     if "system" in roles[1:]:
         raise RowProblem(f"messages[{roles.index('system', 1)}]: a system turn may only be the first")
+    return messages
+
+
+def _answered(messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
+    """The same conversation, if it has a question and ends with an answer."""
+    roles = [m["role"] for m in messages]
     if "assistant" not in roles:
         raise RowProblem(f"no assistant turn; found only {', '.join(sorted(set(roles)))}")
     if roles[-1] != "assistant":

@@ -75,6 +75,33 @@ def clean_train(train: list[Row], validation: list[Row], test: list[Row]) -> tup
     return kept, dropped
 
 
+def clean_transfer(
+    transfer: list[Row], train: list[Row], validation: list[Row], test: list[Row]
+) -> tuple[list[Row], Counter[str]]:
+    """Prompts of which none stands in test, in validation, in train or twice; drops by reason.
+
+    As most come without slot values, those of test and validation are compared with and without theirs masked.
+    """
+    seen = {_mask_row(row) for row in train} | {mask(user_text(row)) for row in train}
+    held_out = {"in_test": test, "in_validation": validation}
+    masked = {
+        reason: masked_texts(rows) | {mask(user_text(row))[0] for row in rows} for reason, rows in held_out.items()
+    }
+    kept: list[Row] = []
+    dropped: Counter[str] = Counter()
+    for row in transfer:
+        key = _mask_row(row)
+        texts = {key[0], mask(user_text(row))[0]}
+        if reason := next((reason for reason, there in masked.items() if texts & there), None):
+            dropped[reason] += 1
+        elif key in seen:
+            dropped["duplicate"] += 1
+        else:
+            seen.add(key)
+            kept.append(row)
+    return kept, dropped
+
+
 def clean_validation(validation: list[Row], test: list[Row]) -> list[Row]:
     """Validation rows whose masked text does not stand in test."""
     in_test = masked_texts(test)

@@ -60,14 +60,15 @@ def _top_k_logp(logits_NV: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Te
 
 @torch.no_grad()
 def teacher_targets(
-    model: Any, rows: Sequence[Encoded], k: int, temperature: float, pad_id: int, device: torch.device
-) -> list[RowTargets]:
-    """Targets of each row, in the order of the rows."""
+    model: Any, rows: Sequence[Encoded], k: int, temperature: float, pad_id: int, device: torch.device,
+    end_id: int | None = None,
+) -> list[RowTargets]:  # fmt: skip
+    """Targets of each row, in the order of the rows; `end_id` ends the vocabulary where the model's output is wider."""
     found: dict[int, RowTargets] = {}
     prefix = shared_tokens(rows)
     for numbers in ordered_batches([len(row.ids) for row in rows], EVAL_TOKENS):
         batch = collate([rows[i] for i in numbers], pad_id, prefix).to(device)
-        kept = top_k(answer_logits(model, batch).div_(temperature), k)
+        kept = top_k(answer_logits(model, batch)[:, :end_id].div_(temperature), k)
         counts = [len(trained_positions(rows[i])) for i in numbers]
         parts = zip(*(t.cpu().split(counts) for t in (kept.ids_NK, kept.logp_NK, kept.tail_N)), strict=True)
         found |= {row: RowTargets(*part) for row, part in zip(numbers, parts, strict=True)}

