@@ -1,4 +1,4 @@
-"""Which students can learn a teacher's token probabilities: told by vocabulary and merges, not by the output's width."""
+"""Which students can learn a teacher's token probabilities: told by vocabulary and merges, not by the width."""
 
 from __future__ import annotations
 
