@@ -13,6 +13,7 @@ import pytest
 from edgeft.artifact import CHECKPOINT_DIR, Artifact, open_artifact, verify
 from edgeft.errors import DataError, RecipeError
 from edgeft.pipeline import STAGES, Pipeline, plan
+from edgeft.plan import Node
 from edgeft.recipe import load_recipe
 from tests import fakes
 
@@ -214,6 +215,44 @@ def test_a_recipe_without_student_has_no_distillation(tmp_path: Path) -> None:
     nodes = plan(load_recipe(fakes.write_recipe(tmp_path), ("student=null",)))
     assert not {"student", "targets", "distill", "probe-student"} & set(nodes)
     assert not any(name.startswith("student") for name in nodes)
+
+
+READY = "student={model: /somewhere/small}"
+
+
+def nodes_of(folder: Path, *overrides: str) -> dict[str, Node]:
+    return plan(load_recipe(fakes.write_recipe(folder), overrides))
+
+
+def test_a_ready_made_student_is_loaded_as_a_base_and_fitted_to_it_before_anything_is_trained(tmp_path: Path) -> None:
+    nodes = nodes_of(tmp_path, READY)
+    assert nodes["student"].stage == "base" and nodes["student"].inputs == {"teacher": "base"}
+    assert nodes["student"].sources == {"model": Path("/somewhere/small")}
+    assert list(nodes).index("student") < list(nodes).index("train")
+    assert nodes["distill"].inputs == {"model": "student", "targets": "targets", "dataset": "data"}
+
+
+def test_answers_need_no_tokenizer_in_common_and_no_targets(tmp_path: Path) -> None:
+    nodes = nodes_of(tmp_path, READY, "targets.kind=answers")
+    assert nodes["student"].inputs == {} and "targets" not in nodes
+    assert nodes["answers"].inputs == {"model": "merge", "dataset": "data"}
+    assert nodes["distill"].inputs == {"model": "student", "dataset": "answers"}
+
+
+def test_a_transfer_set_is_answered_for_the_student_and_trains_no_teacher_again(tmp_path: Path) -> None:
+    nodes, before = nodes_of(tmp_path, "data.transfer=/somewhere/more.jsonl"), nodes_of(tmp_path)
+    assert nodes["transfer"].inputs == {"dataset": "data"}
+    assert nodes["answers"].inputs == {"model": "merge", "dataset": "data", "transfer": "transfer"}
+    assert {name: nodes[name].inputs["dataset"] for name in ("student", "targets", "distill", "train")} == {
+        "student": "answers", "targets": "answers", "distill": "answers", "train": "data",
+    }  # fmt: skip
+    assert all(nodes[name] == before[name] for name in ("base", "data", "train", "merge"))
+    assert nodes["report"].inputs["transfer"] == "transfer"
+
+
+def test_only_a_student_that_answers_has_the_teacher_beside_it(tmp_path: Path) -> None:
+    assert "teacher" not in nodes_of(tmp_path)["distill"].inputs
+    assert nodes_of(tmp_path, "distill.on_policy=0.25")["distill"].inputs["teacher"] == "merge"
 
 
 def test_a_quantised_package_brings_its_full_precision_one(tmp_path: Path) -> None:

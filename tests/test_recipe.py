@@ -165,3 +165,33 @@ def test_no_text_makes_the_reader_crash(text: str) -> None:
         path = Path(folder) / "any.yaml"
         path.write_text(text, "utf-8")
         load_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("student: {model: ./small, layers: 9}", "a ready-made student.model is taken as it is; leave out layers"),
+        ("student: {layers: 9, revision: abc}", "revision belongs to student.model, which is not set"),
+        ("targets: {keep: agreeing}", "so it needs kind: answers"),
+        ("targets: {kind: answers}\ndistill: {on_policy: 0.5}", "needs targets.kind: tokens"),
+    ],
+)
+def test_settings_of_students_that_do_not_go_together_are_one_clear_problem(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, MINIMAL + text + "\n"))
+    assert said in caught.value.message and "1 problem\n" in caught.value.message
+    assert "desk.yaml:" in caught.value.message.partition("\n")[2]
+
+
+def test_a_student_model_and_a_transfer_set_are_found_where_base_and_rows_are(tmp_path: Path) -> None:
+    text = MINIMAL + "  transfer: rows/more.jsonl\nstudent:\n  model: ./small\n"
+    recipe = load_recipe(write(tmp_path, text))
+    assert recipe.student and recipe.student.model == str(tmp_path / "small")
+    assert recipe.data.transfer == str(tmp_path / "rows" / "more.jsonl")
+    for override in ("student.model=./other", "student={model: ./other}"):
+        student = load_recipe(write(tmp_path), (override,)).student
+        assert student and student.model == str(Path.cwd() / "other")
+    student = load_recipe(write(tmp_path), ("student.model=org/name",)).student
+    assert student and student.model == "org/name"

@@ -133,18 +133,18 @@ def _messages(value: Any) -> tuple[dict[str, str], ...]:
     roles = [m["role"] for m in messages]
     if "system" in roles[1:]:
         raise RowProblem(f"messages[{roles.index('system', 1)}]: a system turn may only be the first")
+    if "assistant" in roles and "user" not in roles[: roles.index("assistant")]:
+        raise RowProblem("no user turn before the first answer")
     return messages
 
 
 def _answered(messages: tuple[dict[str, str], ...]) -> tuple[dict[str, str], ...]:
-    """The same conversation, if it has a question and ends with an answer."""
+    """The same conversation, if it ends with an answer."""
     roles = [m["role"] for m in messages]
     if "assistant" not in roles:
         raise RowProblem(f"no assistant turn; found only {', '.join(sorted(set(roles)))}")
     if roles[-1] != "assistant":
         raise RowProblem(f"the last turn is {roles[-1]!r}; expected 'assistant'")
-    if "user" not in roles[: roles.index("assistant")]:
-        raise RowProblem("no user turn before the first answer")
     return messages
 
 

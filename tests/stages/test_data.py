@@ -11,11 +11,13 @@ import pytest
 
 from edgeft.artifact import scan_files
 from edgeft.errors import DataError
+from edgeft.plan import TransferNode
 from edgeft.progress import Reporter
 from edgeft.recipe import DataSettings
-from edgeft.stages import data
+from edgeft.stages import data, transfer
 from edgeft.text.encode import load_encoded, read_rows
 from edgeft.text.split import mask
+from tests.stages.bench_artifacts import write_artifact
 
 WORDS = ("red", "green", "blue", "white", "black", "brown", "pink", "grey", "gold", "teal", "lime", "navy")
 
@@ -197,3 +199,34 @@ def test_a_replay_file_of_other_bytes_is_one_clear_error(tmp_path: Path) -> None
 def test_a_replay_file_that_is_not_there_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such file"):
         run(tmp_path / "out", **sources(tmp_path), replay=str(tmp_path / "r.txt"))
+
+
+def transferred(folder: Path, text: str) -> dict[str, Any]:
+    """The transfer stage over the splits of `sources`."""
+    run(folder / "data", **sources(folder))
+    path = folder / "messages.jsonl"
+    path.write_text(text)
+    splits = [folder / "data" / f"{name}.jsonl" for name in data.SPLITS]
+    given = write_artifact(folder / "given", "dataset", {split.name: split.read_text() for split in splits})
+    (folder / "out").mkdir()
+    cfg = TransferNode(transfer=str(path), system="Be brief.")
+    return transfer.run(cfg, {"dataset": given}, folder / "out", Reporter("transfer"))
+
+
+def test_messages_to_be_answered_are_cleaned_of_the_splits_and_counted(tmp_path: Path) -> None:
+    asked = ["new", "is it 9?", "One!", "paint it red", "new"]
+    metrics = transferred(tmp_path, "".join(json.dumps({"text": text}) + "\n" for text in asked))
+    (kept,) = read_rows(tmp_path / "out" / "transfer.jsonl")
+    assert [m["content"] for m in kept["messages"]] == ["Be brief.", "new"]
+    assert metrics == {"transfer_rows": 1, "dropped": {"duplicate": 2, "in_test": 1, "in_validation": 1}}
+    report = json.loads((tmp_path / "out" / "data_report.json").read_text())["splits"]["transfer"]
+    assert (report["read"], report["kept"], report["dropped"]) == (5, 1, metrics["dropped"])
+
+
+def test_messages_that_are_no_rows_or_all_known_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"messages.jsonl:1: none of messages, text") as caught:
+        transferred(tmp_path, '{"prompt": "a"}\n')
+    assert "a row to be answered is" in caught.value.hint
+    (tmp_path / "again").mkdir()
+    with pytest.raises(DataError, match="all 1 rows stand in train, validation or test too"):
+        transferred(tmp_path / "again", '{"text": "six"}\n')

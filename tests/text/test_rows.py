@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from edgeft.errors import DataError
-from edgeft.text.rows import load_rows, raise_problems
+from edgeft.text.rows import load_rows, parse_prompt, raise_problems
 
 USER = {"role": "user", "content": "Hi"}
 ANSWER = {"role": "assistant", "content": "Hello"}
@@ -179,3 +179,28 @@ def test_ten_problems_are_shown_and_the_rest_counted(tmp_path: Path) -> None:
     assert ":10: " in error.value.message and ":11: " not in error.value.message
     assert error.value.message.endswith("... and 3 more")
     raise_problems([])
+
+
+def test_rows_to_be_answered_end_with_a_user_turn(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.jsonl", {"text": "Hi", "lang": "en"}, {"messages": [USER, ANSWER, USER], "meta": {"id": 1}}
+    )
+    rows, problems = load_rows(path, parse_prompt)
+    assert problems == []
+    assert rows[0].messages == ({"role": "user", "content": "Hi"},) and rows[0].meta == {"lang": "en"}
+    assert rows[1].messages == (USER, ANSWER, USER) and rows[1].meta == {"id": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({"prompt": "x"}, "none of messages, text; found the keys"),
+        ({"messages": [USER, ANSWER]}, "the last turn is 'assistant'; expected 'user'"),
+        ({"messages": [ANSWER, USER]}, "no user turn before the first answer"),
+        ({"text": " "}, "text: is empty"),
+        ({"text": "x", "meta": 3}, "meta: expected an object, found a number"),
+    ],
+)
+def test_rows_that_cannot_be_answered_say_why(tmp_path: Path, row: Any, problem: str) -> None:
+    rows, problems = load_rows(write(tmp_path / "p.jsonl", row), parse_prompt)
+    assert rows == [] and len(problems) == 1 and problem in problems[0]

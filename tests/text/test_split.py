@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeft.text.rows import Row, parse_row
-from edgeft.text.split import clean_train, clean_validation, mask, normalise, sample
+from edgeft.text.split import clean_train, clean_transfer, clean_validation, mask, normalise, sample
 
 
 def row(question: str, answer: str = "ok", **entities: Any) -> Row:
@@ -87,3 +87,18 @@ def test_a_sample_is_seeded_and_keeps_the_order() -> None:
     assert len(set(drawn)) == 10
     assert drawn != sample(rows, 10, seed=2)
     assert sample(rows, None, 0) == sample(rows, 200, 0) == rows
+
+
+def test_a_message_to_be_answered_stands_in_no_other_split_whatever_is_known_of_its_slots() -> None:
+    transfer = [
+        row("Where is 123?"),  # in test, whose order number is known there and not here
+        row("where is 999"),  # the same with its very number
+        row("Send it to Ann", name="Ann"),  # in validation, with another name
+        row("send it to bob"),  # the very words of validation
+        row("pay 5"),  # in train
+        row("pay 6"), row("Pay 6!"),  # new, and the same again
+    ]  # fmt: skip
+    held_out = [row("send it to Bob", name="Bob")], [row("where is 999", order="999")]
+    kept, dropped = clean_transfer(transfer, [row("Pay 5.")], *held_out)
+    assert kept == [transfer[5]]
+    assert dropped == {"in_test": 2, "in_validation": 2, "duplicate": 2}
