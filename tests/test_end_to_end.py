@@ -53,9 +53,17 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder / "model")
+    config.num_hidden_layers, config.vocab_size = 2, VOCAB + 10
+    LlamaForCausalLM(config).save_pretrained(folder / "small")  # padded, as published models are
+    write_tokenizer(folder / "small", tokenizer=byte_tokenizer_with_merges())
+    LlamaForCausalLM(config).save_pretrained(folder / "foreign")
+    write_tokenizer(folder / "foreign", tokenizer=tiny_tokenizer())
     write_tokenizer(folder / "model", tokenizer=byte_tokenizer_with_merges())
     for split, start, count in (("train", 0, 60), ("validation", 100, 16), ("test", 200, 12)):
         write_rows(folder / f"{split}.jsonl", start, count)
+    with (folder / "transfer.jsonl").open("w") as f:
+        f.writelines(json.dumps({"text": f"{INTENTS[n % 3]} it, {n} please"}) + "\n" for n in range(9))
+        f.write(json.dumps({"text": "track akw 200"}) + "\n")  # a test row
     (folder / "replay.txt").write_text("\n\n".join(f"Paragraph {n} of a general text." for n in range(30)))
     loop = {"epochs": 2, "batch_rows": 8, "evaluations": 2, "checkpoint_minutes": 0, "precision": "fp32"}
     settings = {
@@ -183,6 +191,46 @@ def test_a_whole_run_ends_in_a_table_and_a_report_and_costs_nothing_twice(recipe
     assert again.returncode == 0
     assert time.monotonic() - start < 10
     assert "done in" not in again.stdout + again.stderr
+
+
+# A teacher that has learned to end its answers.
+LONGER = ["--set", "train={method: full, epochs: 12, batch_rows: 8, evaluations: 2, lr: 0.005, precision: fp32}",
+          "--set", "targets.max_tokens=128"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_ready_made_student_learns_from_a_teacher_that_answers_new_messages_and_listens(
+    recipe: Path, tmp_path: Path
+) -> None:
+    sets = [f"student={{model: {recipe.parent / 'small'}}}", f"data.transfer={recipe.parent / 'transfer.jsonl'}",
+            "distill.on_policy=0.3"]  # fmt: skip
+    done = edgeft(recipe, tmp_path, "--to", "student-gguf-f16", *LONGER, *(w for text in sets for w in ("--set", text)))
+    assert done.returncode == 0, done.stderr
+    assert "padded to 272 outputs, the teacher's to 262" in done.stdout + done.stderr
+    assert artifact(tmp_path, "transfer").metrics == {"transfer_rows": 9, "dropped": {"in_test": 1}}
+    answers = artifact(tmp_path, "answers")
+    rows = [json.loads(line) for line in answers.file("train.jsonl").open()]
+    taught = [row for row in rows if row["meta"].get("source") == "teacher"]
+    assert len(rows) == 60 + len(taught) and len(taught) == answers.metrics["kept"] > 0
+    assert artifact(tmp_path, "targets").metrics["rows"] == artifact(tmp_path, "distill").metrics["rows"] == len(rows)
+    facts = artifact(tmp_path, "distill").metrics
+    assert facts["validation"]["loss"] < 0.97 * facts["validation_before"]["loss"]
+    assert facts["on_policy"]["share"] == 0.3
+    assert not list(tmp_path.glob("student-*"))
+
+
+@pytest.mark.slow
+def test_a_student_with_another_tokenizer_learns_what_the_teacher_writes(recipe: Path, tmp_path: Path) -> None:
+    foreign = ["--to", "distill", "--set", f"student={{model: {recipe.parent / 'foreign'}}}", *LONGER]
+    done = edgeft(recipe, tmp_path, *foreign)
+    assert done.returncode == 2
+    assert "another tokenizer than the teacher" in done.stderr and "targets.kind: answers" in done.stderr
+    assert not list(tmp_path.glob("train-*"))  # said before anything was trained
+    done = edgeft(recipe, tmp_path, *foreign, "--set", "targets.kind=answers")
+    assert done.returncode == 0, done.stderr
+    facts = artifact(tmp_path, "distill").metrics
+    assert facts["rows"] == 60 + artifact(tmp_path, "answers").metrics["kept"]
+    assert facts["validation"]["loss"] < 0.97 * facts["validation_before"]["loss"]
 
 
 def test_a_package_that_disagrees_with_its_model_fails_the_export(recipe: Path, tmp_path: Path) -> None:
