@@ -207,6 +207,24 @@ def test_validate_counts_rows_and_checks_the_base(desk: Path, capsys: Captured) 
     assert "data.train: 3 rows" in out and "no problem found" in out
 
 
+def test_validate_looks_at_a_ready_made_student_and_at_a_transfer_set_too(desk: Path, capsys: Captured) -> None:
+    row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+    (desk / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    (desk / "more.jsonl").write_text('{"text": "a"}\n{"prompt": "b"}\n')
+    (desk / "model.gguf").write_bytes(b"GGUF")
+    sets = [f"data.{split}=rows.jsonl" for split in ("train", "validation", "test")] + ["base.model=model.gguf"]
+    sets += ["data.transfer=more.jsonl", "student={model: missing.gguf}"]
+    flags = [part for text in sets for part in ("--set", text)]
+    assert edgeft("validate", "fake", *flags) == 2
+    err = capsys.readouterr().err
+    assert "more.jsonl:2: none of messages, text" in err and "missing.gguf: no such file" in err
+    (desk / "more.jsonl").write_text('{"text": "a"}\n')
+    (desk / "missing.gguf").write_bytes(b"GGUF")
+    assert edgeft("validate", "fake", *flags) == 0
+    out = capsys.readouterr().out
+    assert "data.transfer: 1 rows" in out and f"student.model: {desk / 'missing.gguf'}" in out
+
+
 def test_validate_shows_problems_of_rows_and_base_together(desk: Path, capsys: Captured) -> None:
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
     (desk / "rows.jsonl").write_text(json.dumps(row) + "\n{broken\n")
