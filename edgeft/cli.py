@@ -30,6 +30,7 @@ SetOpt = Annotated[
 RunsOpt = Annotated[Path, typer.Option("--runs", envvar="EDGEFT_RUNS", help="Folder of all artifacts.")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: physical cores.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ProfilesOpt = Annotated[Path | None, typer.Option(help="YAML file with device profiles of your own.")]
 RUNS = Path("runs")
 
 
@@ -120,31 +121,78 @@ def bench(
         Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
     ] = None,
     threads: ThreadsOpt = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Give it a device's memory and threads; see `edgeft devices`.")
+    ] = None,
+    profiles: ProfilesOpt = None,
     as_json: JsonOpt = False,
     runs: RunsOpt = RUNS,
 ) -> None:
     """Measure packages: speed, memory; with --data accuracy."""
     from edgeft import commands
+    from edgeft.bench.constrained import bench_like, said
+    from edgeft.bench.profiles import find_profile, load_profiles
     from edgeft.bench.run import bench_package
     from edgeft.progress import Reporter
     from edgeft.recipe import BenchSettings, TaskSettings
 
-    artifact = commands.find_artifact(package, runs)
-    if artifact:
-        folders = [artifact.path]
-        settings, task = BenchSettings(), TaskSettings()
-    else:
-        pipeline = commands.open_run(package, (), runs)
-        settings, task = pipeline.recipe.bench, pipeline.recipe.task
-        folders = [a.path for n in pipeline.nodes if (a := pipeline.find(n)) and a.kind == "package"]
+    profile = find_profile(like, load_profiles(profiles)) if like else None
+    settings, task = BenchSettings(), TaskSettings()
+    if not commands.find_artifact(package, runs):
+        recipe = commands.open_run(package, (), runs).recipe
+        settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
     test_rows = commands.read_test_rows(data) if data else None
     rows = []
-    for folder in folders:
+    for folder in commands.package_folders(package, runs):
         report = Reporter(folder.name, stream=sys.stderr)
-        row = bench_package(folder, test_rows, settings, task, None, report)["row"]
+        if like and profile:
+            row = bench_like(like, profile, folder, test_rows, settings, task, report)
+        else:
+            row = bench_package(folder, test_rows, settings, task, None, report)["row"]
         rows.append({**row, "name": row["name"] or folder.name, "path": str(folder)})
-    print(json.dumps(rows, indent=1)) if as_json else _print_results(rows)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _print_results(rows)
+    for row in rows if like else ():
+        print("\n" + "\n".join(said(row["like"])))
+
+
+@app.command()
+def devices(
+    packages: Annotated[
+        list[str] | None, typer.Argument(metavar="[PACKAGE]...", help="Packages, or a recipe: all of its.")
+    ] = None,
+    device: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this device; may be repeated.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
+    profiles: ProfilesOpt = None,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="TOKENS_PER_S|FILE", help="One run on the device: its rate, or bench --json.")
+    ] = None,
+    as_json: JsonOpt = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """List device profiles; with packages, predict speed, memory and fit."""
+    from edgeft import commands
+    from edgeft.bench import forecast
+    from edgeft.bench.profiles import find_profile, load_profiles
+
+    known = load_profiles(profiles)
+    chosen = {name: find_profile(name, known) for name in device} if device else known
+    if not packages:
+        if as_json:
+            print(json.dumps({name: profile.model_dump() for name, profile in chosen.items()}, indent=1))
+        else:
+            _print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
+        return
+    opened = [forecast.open_package(path) for name in packages for path in commands.package_folders(name, runs)]
+    rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    _print_table(forecast.FORECAST_HEADERS, forecast.forecast_rows(rows), right_from=2)
+    print("\n" + "\n".join(forecast.remarks(rows, prompt_tokens)))
 
 
 @app.command("lr-find")

@@ -50,6 +50,18 @@ def find_artifact(name: str, runs: Path) -> Artifact | None:
     return open_artifact((finished or folders)[0]) if folders else None
 
 
+def package_folders(name: str, runs: Path) -> list[Path]:
+    """The folder of a package, or those of all finished packages of a recipe. Raises ArtifactError if there is none."""
+    artifact = find_artifact(name, runs)
+    if artifact:
+        return [artifact.path]
+    pipeline = open_run(name, (), runs)
+    folders = [a.path for node in pipeline.nodes if (a := pipeline.find(node)) and a.kind == "package"]
+    if not folders:
+        raise ArtifactError(f"{name} has no finished package", f"make them first: edgeft run {name}")
+    return folders
+
+
 def result_rows(pipeline: Pipeline) -> list[dict[str, Any]]:
     """The final table, each row with the `path` of its package. Raises ArtifactError while the run is unfinished."""
     report = pipeline.find("report")

@@ -54,11 +54,13 @@ class Tokens:
 class Model:
     """A loaded file; freed with the last object that uses it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, mmap: bool = True) -> None:
         lib.llama_log_set(_LOG_CALLBACK, ctypes.c_void_p(0))
         lib.llama_backend_init()
         _LOG.clear()
-        self.pointer: Any = lib.llama_model_load_from_file(os.fsencode(path), lib.llama_model_default_params())
+        params = lib.llama_model_default_params()
+        params.use_mmap = mmap
+        self.pointer: Any = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise ModelError(
                 f"llama.cpp cannot load {path}: {' '.join(''.join(_LOG).split())[-300:]}",

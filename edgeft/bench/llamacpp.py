@@ -44,8 +44,10 @@ class LlamaCppSession:
 
     runtime = "llama.cpp"
 
-    def __init__(self, path: Path, threads: int, context: int, kv: Literal["f16", "f32"] = "f16") -> None:
-        self._model = Model(path)
+    def __init__(
+        self, path: Path, threads: int, context: int, kv: Literal["f16", "f32"] = "f16", mmap: bool = True
+    ) -> None:
+        self._model = Model(path, mmap)
         self._path, self._threads, self._context_tokens, self._kv_type = path, threads, context, KV_TYPES[kv]
         self.vocab_size = self._model.vocab_size
         vocab = self._model.vocab

@@ -15,6 +15,7 @@ from typing import Any
 from edgeft.artifact import LOG_DIR, MANIFEST, open_artifact, scan_files
 from edgeft.bench.fewshot import few_shot_prefix
 from edgeft.bench.host import physical_cores
+from edgeft.bench.like import Confinement
 from edgeft.bench.session import SESSIONS
 from edgeft.bench.table import ACCURACY_FIELDS, make_row
 from edgeft.bench.task import Task
@@ -36,13 +37,14 @@ def bench_package(
     task: TaskSettings,
     few_shot_rows: Rows | None = None,
     report: Reporter | None = None,
+    limit: Confinement | None = None,
 ) -> dict[str, Any]:
     """Measure the package in folder `package` in a fresh process.
 
     `rows` are test rows (None: speed alone); `few_shot_rows` are training rows of which
-    `settings.few_shot` stand in every prompt. Returns {"row": a table row, "rows": per test row,
-    "samples": raw timings, "host": facts}. Raises ArtifactError if the folder is no package,
-    EdgeftError if the worker fails.
+    `settings.few_shot` stand in every prompt. The process starts under `limit`, and then maps no weights.
+    Returns {"row": a table row, "rows": per test row, "samples": raw timings, "host": facts}.
+    Raises ArtifactError if the folder is no package, EdgeftError if the worker fails.
     """
     facts = package_facts(package)
     prefix = few_shot_prefix(few_shot_rows or (), Task(task.label, task.fields), settings.few_shot)
@@ -60,8 +62,9 @@ def bench_package(
             fields_key=task.fields,
             rows=_write_rows(folder / "rows.jsonl", rows) if rows else None,
             prefix=tuple(prefix),
+            mmap=limit is None,
         )
-        measured = run_worker(spec, folder, report or Reporter("bench"))
+        measured = run_worker(spec, folder, report or Reporter("bench"), limit.prefix if limit else ())
     absent = {**facts["absent"], **measured["absent"]}
     if not rows:
         absent |= dict.fromkeys(ACCURACY_FIELDS, NO_ROWS)
@@ -95,11 +98,14 @@ def package_facts(package: Path) -> dict[str, Any]:
     return {"values": values, "absent": absent}
 
 
-def run_worker(spec: Spec, folder: Path, report: Reporter) -> dict[str, Any]:
-    """Run the worker on `spec`; its progress goes to `report`. Raises EdgeftError with its last words if it fails."""
+def run_worker(spec: Spec, folder: Path, report: Reporter, before: Sequence[str] = ()) -> dict[str, Any]:
+    """Run the worker on `spec`, its command after `before`; its progress goes to `report`.
+
+    Raises EdgeftError with its last words if it fails.
+    """
     spec_path, stderr_path = folder / "spec.json", folder / "stderr.txt"
     spec_path.write_text(spec_json(spec), "utf-8")
-    argv = [sys.executable, "-m", "edgeft.bench.worker", str(spec_path)]
+    argv = [*before, sys.executable, "-m", "edgeft.bench.worker", str(spec_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(spec.threads)}
     with (
         stderr_path.open("w", encoding="utf-8") as stderr,

@@ -57,14 +57,17 @@ SESSIONS = {  # the file that gives a package its format -> the session that run
 }
 
 
-def open_session(package: Path, threads: int, context: int = 2048) -> Session:
+def open_session(package: Path, threads: int, context: int = 2048, mmap: bool = True) -> Session:
     """Load the package in folder `package`; `context` is the longest row in tokens.
+
+    Without `mmap` llama.cpp reads its file into memory of its own; onnxruntime has no such choice.
 
     Raises ArtifactError if the folder holds no known package or its runtime is not installed.
     """
     for name, target in SESSIONS.items():
         if (package / name).is_file():
             module, _, cls = target.partition(":")
-            session: Session = getattr(import_module(module), cls)(package / name, threads, context)
+            choice = {} if mmap or name != "model.gguf" else {"mmap": False}
+            session: Session = getattr(import_module(module), cls)(package / name, threads, context, **choice)
             return session
     raise ArtifactError(f"{package} holds none of {', '.join(SESSIONS)}", "name the folder of an exported package")

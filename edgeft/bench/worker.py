@@ -39,6 +39,7 @@ class Spec:
     fields_key: str
     rows: str | None = None
     prefix: tuple[dict[str, Any], ...] = ()
+    mmap: bool = True
 
 
 def run(spec: Spec) -> dict[str, Any]:
@@ -48,7 +49,8 @@ def run(spec: Spec) -> dict[str, Any]:
     package = Path(spec.package)
     import_s = _import_runtime(package)
     start = time.perf_counter()
-    session = open_session(package, spec.threads, speed.context_needed(spec.prompt_tokens, spec.decode_tokens))
+    context = speed.context_needed(spec.prompt_tokens, spec.decode_tokens)
+    session = _open(spec, context)
     load_s = time.perf_counter() - start
     samples, summary = _measure_speed(session, rows, spec)
     peak, how = peak_rss()
@@ -62,13 +64,13 @@ def run(spec: Spec) -> dict[str, Any]:
             "threads": spec.threads,
             "omp": {name: os.environ.get(name) for name in OMP_SETTINGS},
             "import_s": import_s,
-            "context_tokens": speed.context_needed(spec.prompt_tokens, spec.decode_tokens),
+            "context_tokens": context,
             "peak_rss": how,
         },
     }
     if rows:
         del session  # its context fits the speed part; the rows may need a longer one
-        _measure_accuracy(result, package, rows, spec)
+        _measure_accuracy(result, rows, spec)
     return result
 
 
@@ -87,6 +89,11 @@ def peak_rss() -> tuple[int, str]:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss of the process after the speed part"
+
+
+def _open(spec: Spec, context: int = 2048) -> Session:
+    choice = {} if spec.mmap else {"mmap": False}
+    return open_session(Path(spec.package), spec.threads, context, **choice)
 
 
 def _measure_speed(
@@ -108,15 +115,15 @@ def _measure_speed(
     )
 
 
-def _measure_accuracy(result: dict[str, Any], package: Path, rows: list[dict[str, Any]], spec: Spec) -> None:
+def _measure_accuracy(result: dict[str, Any], rows: list[dict[str, Any]], spec: Spec) -> None:
     from edgeft.bench import accuracy  # its libraries must not count for the peak memory
     from edgeft.bench.task import Task
 
     task = Task(spec.label_key, spec.fields_key)
-    tokenizing = open_session(package, spec.threads)
+    tokenizing = _open(spec)
     cases = accuracy.prepare(tokenizing, rows, task, spec.prefix)
     del tokenizing
-    session = open_session(package, spec.threads, accuracy.context_needed(cases, spec.max_new_tokens))
+    session = _open(spec, accuracy.context_needed(cases, spec.max_new_tokens))
     progress = {what: _Progress(what, len(cases)) for what in ("answers", "perplexity")}
     found = accuracy.evaluate(session, cases, task, spec.max_new_tokens, lambda what, n: progress[what].advance(n))
     result["figures"] |= found.figures

