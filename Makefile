@@ -14,7 +14,7 @@ PEER   := trl==1.16.0
 TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-training bench-distill test test-all check docs clean
+.PHONY: help setup bench bench-training bench-distill bench-targets test test-all check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ bench-training: setup ## Training speed against TRL's; FULL=1 for all of it, DAT
 bench-distill: setup ## Students against their teacher, distilling against TRL's; FULL=1 and DATA= as above
 	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
 	@$(BIN)/python -m benchmarks.distill.compare $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
+
+bench-targets: setup ## What this machine can drive, and the predictor's errors; DATA= a CSV of phone runs
+	@$(BIN)/python -m benchmarks.targets.run $(if $(DATA),--data $(DATA)) $(if $(PACKAGE),--package $(PACKAGE))
 
 test: setup ## Fast tests
 	@$(BIN)/pytest -m "not slow"

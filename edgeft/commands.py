@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 RECIPES = Path("recipes")
 PARTIAL = ".partial"
+MODELS = ("model.gguf", "model.onnx")
 FULL_BELOW_BYTES = 16 * 2**20  # libraries report a full disk in their own words; so little left free is one
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -51,7 +52,12 @@ def find_artifact(name: str, runs: Path) -> Artifact | None:
 
 
 def package_folders(name: str, runs: Path) -> list[Path]:
-    """The folder of a package, or those of all finished packages of a recipe. Raises ArtifactError if there is none."""
+    """The folder of a package, or those of all finished packages of a recipe. Raises ArtifactError if there is none.
+
+    A folder with a model and no manifest is one from elsewhere.
+    """
+    if any((Path(name) / model).is_file() for model in MODELS) and not (Path(name) / MANIFEST).is_file():
+        return [Path(name)]
     artifact = find_artifact(name, runs)
     if artifact:
         return [artifact.path]

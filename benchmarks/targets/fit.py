@@ -1,6 +1,6 @@
 """Fit the predictor on published phone runs, and measure how wrong it is on phones and models that it has not seen.
 
-    python benchmarks/targets/fit.py phone_measurements.csv --write
+    python -m benchmarks.targets.fit phone_measurements.csv --write
 
 The file has one run per line: device,soc,backend,threads,model,quant,pp256_tps,tg64_tps (more columns are ignored),
 as in PocketPal AI's benchmark baselines, https://github.com/a-ghorbani/pocketpal-ai, e2e/baselines/benchmark.
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from published import BASE, MODELS, footprint_of
 from scipy.optimize import nnls
 
+from benchmarks.targets.published import BASE, MODELS, footprint_of
 from edgeft.bench.footprint import Footprint
 from edgeft.bench.predict import instructions
 from edgeft.bench.predictor import PREDICTOR

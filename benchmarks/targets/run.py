@@ -1,6 +1,6 @@
 """Rerun what this machine can drive, and the predictor's errors; the last line printed is one JSON object.
 
-    python benchmarks/targets/run.py [--data phone_measurements.csv] [--package runs/export-...]
+    python -m benchmarks.targets.run [--data phone_measurements.csv] [--package runs/export-...]
 
 With --data (see fit.py) the errors are computed again, by leaving out phones and models, and table.md is written;
 without it they are those that came with the predictor. `kl_vs_local` and `top1_vs_local` compare a target's logits on
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from fit import Run, by, fit, paced, read_runs
-from published import footprint_of
 
+from benchmarks.targets.fit import Run, by, fit, paced, read_runs
+from benchmarks.targets.published import footprint_of
 from edgeft.bench.host import physical_cores
 from edgeft.bench.predict import predict
 from edgeft.bench.predictor import Predictor, load_predictor

@@ -29,8 +29,8 @@ def bench_like(
     Raises EdgeftError if the package does not fit into the device's memory, or no limit can be set here.
     """
     threads = settings.threads or min(profile.threads, physical_cores())
-    forget_cached(package)
     with confined(profile.usable_bytes) as limit:
+        forget_cached(package)
         try:
             found = bench_package(
                 package, rows, settings.model_copy(update={"threads": threads}), task, None, report, limit

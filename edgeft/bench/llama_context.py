@@ -59,7 +59,7 @@ class Model:
         lib.llama_backend_init()
         _LOG.clear()
         params = lib.llama_model_default_params()
-        params.use_mmap = mmap
+        params.load_mode = lib.LLAMA_LOAD_MODE_AUTO if mmap else lib.LLAMA_LOAD_MODE_NONE
         self.pointer: Any = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise ModelError(

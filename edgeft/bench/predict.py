@@ -22,7 +22,7 @@ from edgeft.errors import ArtifactError
 UBATCH = 512  # prompt tokens that llama.cpp computes at once
 TIMED_STEPS = 64  # generated tokens that the decode rate is an average over
 # Resident memory beyond weights and cache that edgeft's own bench measured: interpreter, runtime, small buffers.
-RUNTIME_BYTES = {"gguf": 80_000_000, "onnx": 110_000_000}
+RUNTIME_BYTES = {"gguf": 80_000_000, "onnx": 95_000_000}
 # Without these instructions a product takes more of others: smmla does the work of two sdot, sdot that of about four
 # instructions before it, AVX2 registers hold twice as much. Reasoned, not fitted.
 DECODE_WORK = {"armv8.0": 3.0, "dotprod": 1.0, "i8mm": 1.0, "avx2": 0.5}
