@@ -186,6 +186,17 @@ def calibrated_ratios(make: Make, runs: Sequence[Run]) -> Any:
     return np.concatenate(found)
 
 
+def known_prefill_ratios(runs: Sequence[Run]) -> Any:
+    """As the predictor does it: cycles from all phones, times one factor for the phone; the model is left out."""
+    found = []
+    for phone, model in sorted({(run.phone, run.model) for run in runs}):
+        train = [run for run in runs if run.model != model]
+        own = [run for run in train if run.phone == phone]
+        test = [run for run in runs if (run.phone, run.model) == (phone, model)]
+        found.append(ratios(prefill, train, test) / np.median(ratios(prefill, train, own)))
+    return np.concatenate(found)
+
+
 def errors(found: Any) -> dict[str, float | int]:
     """Median and p90 of |predicted / measured - 1|; the 90% band of measured / predicted."""
     off = np.abs(1 / found - 1)
@@ -231,7 +242,7 @@ def fit(runs: Sequence[Run]) -> dict[str, Any]:
     rates = least_relative_squares(decode.columns(runs), decode.seconds(runs))
     cycles = least_relative_squares(prompt.columns(runs), prompt.seconds(runs))
     phones = sorted({run.phone for run in runs})
-    devices = {phone: device_rates([r for r in runs if r.phone == phone], prompt, cycles) for phone in phones}
+    devices = {p: device_rates([r for r in runs if r.phone == p], decode.per, prompt, cycles) for p in phones}
     shares = [devices[run.phone]["bytes_per_s"] / run.bus for run in runs]
     weights = [sum(run.package.weights.values()) for run in runs]
     new, known = new_phone_and_model(runs), known_phone_new_model(runs)
@@ -256,7 +267,7 @@ def fit(runs: Sequence[Run]) -> dict[str, Any]:
         },
         "known_device": {
             "decode": errors(split_ratios(single, known)),
-            "prefill": errors(split_ratios(prefill, known)),
+            "prefill": errors(known_prefill_ratios(runs)),
         },
         "calibrated": {
             "decode": errors(calibrated_ratios(paced, runs)),
@@ -265,9 +276,9 @@ def fit(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
-def device_rates(runs: Sequence[Run], prompt: Prefill, cycles: Any) -> dict[str, float | int]:
+def device_rates(runs: Sequence[Run], per: dict[str, float], prompt: Prefill, cycles: Any) -> dict[str, float | int]:
     """Rates of one phone, from all of its runs."""
-    decode = single(runs)
+    decode = Decode(per, paced=False)
     read, work = least_relative_squares(decode.columns(runs), decode.seconds(runs))
     quicker = np.median(prompt.columns(runs) @ cycles / prompt.seconds(runs))
     return {

@@ -17,7 +17,8 @@ from edgeft.errors import EdgeftError
 
 DEVICE_HEADERS = ["device", "what it is", "chip", "fast cores", "RAM GB", "for an app", "peak GB/s", "CPU level"]
 FORECAST_HEADERS = [
-    "device", "package", "predicted tok/s", "90% band", "predicted TTFT ms", "predicted MB", "usable MB", "fits",
+    "device", "package", "predicted tok/s", "90% band", "predicted TTFT ms", "predicted MB", "of it per 1,000 tokens",
+    "usable MB", "fits",
 ]  # fmt: skip
 
 
@@ -91,6 +92,7 @@ def forecast_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
                 band if row["tested"] else f"({band})",
                 f"{1000 * p['ttft_s']:,.0f}",
                 f"{p['memory_bytes'] / 1e6:,.0f}",
+                f"{p['cache_bytes_per_1000'] / 1e6:,.0f}",
                 f"{p['usable_bytes'] / 1e6:,.0f}",
                 "yes" if p["fits"] else "no",
             ]

@@ -6,6 +6,7 @@
 B and F are rates of all threads together. For a device that was never measured both are proportional to its pace
 (threads x clock of the slowest thread's core: after every matrix the fast ones wait), and B is at most a share of the
 memory bus. A device among those the model was fitted on has B and F of its own; one run on a device corrects both.
+The work of attention itself is left out: prompts are taken to be short.
 """
 
 from __future__ import annotations
