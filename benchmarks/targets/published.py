@@ -68,6 +68,7 @@ def footprint_of(model: str, quant: str) -> Footprint:
         head=head,
         decode_bytes=_bytes(layers) + _bytes(head),
         resident_bytes=_bytes(layers) + _bytes(head),
+        tied_head_bytes=0,  # not needed for speed
         cache_bytes_per_token=attention_layers * dims.kv_heads * dims.head_dim * 2 * CACHE_BYTES["gguf"],
         vocab=dims.vocab,
         width=dims.width,

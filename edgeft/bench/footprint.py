@@ -30,6 +30,7 @@ class Footprint:
     head: dict[str, int]
     decode_bytes: int  # of weights, read once per generated token
     resident_bytes: int  # of all weights, the embedding included
+    tied_head_bytes: int  # of the head, if it is the embedding too; 0 if it is a matrix of its own
     cache_bytes_per_token: int
     vocab: int
     width: int
@@ -61,13 +62,14 @@ def _gguf(path: Path) -> Footprint:
     has_head = any(t.name == "output.weight" for t in matrices)
     head_name = "output.weight" if has_head else "token_embd.weight"  # tied: the embedding is the head
     layers, head, decode_bytes = Counter[str](), Counter[str](), 0
-    vocab = 0
+    vocab = tied_head_bytes = 0
     for tensor in matrices:
         kind = tensor.tensor_type.name.lower()
         if tensor.name == "token_embd.weight":
             vocab = int(tensor.shape[1])
             if has_head:
                 continue
+            tied_head_bytes = int(tensor.n_bytes)
         decode_bytes += int(tensor.n_bytes)
         (head if tensor.name == head_name else layers)[kind] += int(tensor.n_elements)
     width = int(_meta(reader, f"{architecture}.embedding_length", path))
@@ -83,6 +85,7 @@ def _gguf(path: Path) -> Footprint:
         head=dict(head),
         decode_bytes=decode_bytes,
         resident_bytes=sum(int(t.n_bytes) for t in reader.tensors),
+        tied_head_bytes=tied_head_bytes,
         cache_bytes_per_token=all_kv_heads * (key + value) * CACHE_BYTES["gguf"],
         vocab=vocab,
         width=width,
@@ -130,6 +133,7 @@ def _onnx(package: Path) -> Footprint:
         head=dict(head),
         decode_bytes=decode_bytes,
         resident_bytes=sum(size for _, size in sizes.values()),
+        tied_head_bytes=0,  # a tied embedding is a tensor of its own here
         cache_bytes_per_token=decoder["num_hidden_layers"] * per_layer,
         vocab=int(settings["vocab_size"]),
         width=int(decoder["hidden_size"]),

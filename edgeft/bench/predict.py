@@ -24,6 +24,9 @@ UBATCH = 512  # prompt tokens that llama.cpp computes at once
 TIMED_STEPS = 64  # generated tokens that the decode rate is an average over
 # Resident memory beyond weights and cache that edgeft's own bench measured: interpreter, runtime, small buffers.
 RUNTIME_BYTES = {"gguf": 80_000_000, "onnx": 95_000_000}
+# CPUs for which llama.cpp keeps these types in another order: a tied head is then there twice, as embedding and head.
+REPACKING = ("dotprod", "i8mm")
+REPACKED = {"q4_0", "q4_k", "q5_k", "q6_k", "q8_0", "iq4_nl"}
 # Without these instructions a product takes more of others: smmla does the work of two sdot, sdot that of about four
 # instructions before it, AVX2 registers hold twice as much. Reasoned, not fitted.
 DECODE_WORK = {"armv8.0": 3.0, "dotprod": 1.0, "i8mm": 1.0, "avx2": 0.5}
@@ -84,7 +87,7 @@ def predict(
     ttft_s = prompt_tokens * prefill_seconds(package, speed, profile, model.fitted) + head_seconds(
         package, speed, profile, model
     )
-    memory = memory_bytes(package, prompt_tokens + TIMED_STEPS)
+    memory = memory_bytes(package, prompt_tokens + TIMED_STEPS, profile.cpu.isa in REPACKING)
     return Prediction(
         device=device,
         basis=speed.basis,
@@ -176,12 +179,13 @@ def per_weight(kind: str, table: Mapping[str, float]) -> float:
     return HEAVIER.get(kind, 1.0) * per_weight(LIKE[kind], table)
 
 
-def memory_bytes(package: Footprint, context: int) -> int:
+def memory_bytes(package: Footprint, context: int, repacking: bool) -> int:
     """Resident memory of one process that runs the package with a context of so many tokens."""
+    second_head = package.tied_head_bytes if repacking and set(package.head) <= REPACKED else 0
     batch = min(UBATCH, context) * 4 * package.width * 4  # activations: about four rows of floats per token
     table = package.vocab * package.width * 4 if package.format == "onnx" else 0  # onnxruntime unpacks the embedding
     cache = package.cache_bytes_per_token * context
-    return package.resident_bytes + cache + batch + table + RUNTIME_BYTES[package.format]
+    return package.resident_bytes + second_head + cache + batch + table + RUNTIME_BYTES[package.format]
 
 
 def _threads(device: str, profile: Profile, model: Predictor) -> int:

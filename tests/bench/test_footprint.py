@@ -60,6 +60,7 @@ def test_a_tied_embedding_is_read_once_per_token_as_the_head(tmp_path: Path) -> 
     body = LAYERS * (WIDTH * WIDTH + INNER * WIDTH)
     assert (found.layers, found.head) == ({"q8_0": body}, {"q8_0": VOCAB * WIDTH})
     assert found.decode_bytes == (body + VOCAB * WIDTH) * BITS["q8_0"] / 8
+    assert found.tied_head_bytes == VOCAB * WIDTH * BITS["q8_0"] / 8
     assert (found.vocab, found.width) == (VOCAB, WIDTH)
     assert found.cache_bytes_per_token == LAYERS * 2 * (16 + 16) * 2  # 2 of 4 heads, keys and values of 16 in f16
 
@@ -70,6 +71,7 @@ def test_an_untied_embedding_takes_memory_but_is_not_read_for_a_token(tmp_path: 
     table = VOCAB * WIDTH * BITS["q8_0"] / 8
     assert found.resident_bytes == found.decode_bytes + table + WIDTH * 4
     assert found.head == {"q8_0": VOCAB * WIDTH}
+    assert found.tied_head_bytes == 0
 
 
 @pytest.mark.parametrize("name", ["F16", "Q4_0", "Q5_0", "Q6_K", "Q4_K"])

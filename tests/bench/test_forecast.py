@@ -12,8 +12,8 @@ from edgeft.bench.profiles import load_profiles
 from edgeft.errors import EdgeftError
 from tests.bench.test_footprint import write_gguf
 
-BIG = Footprint("gguf", {"q8_0": 1_400_000_000}, {"q8_0": 200_000_000}, 1_700_000_000, 1_750_000_000, 1000, 100, 64)
-SMALL = Footprint("gguf", {"q4_0": 900_000_000}, {"q6_k": 150_000_000}, 630_000_000, 630_000_000, 1000, 100, 64)
+BIG = Footprint("gguf", {"q8_0": 1_400_000_000}, {"q8_0": 200_000_000}, 1_700_000_000, 1_750_000_000, 0, 1000, 100, 64)
+SMALL = Footprint("gguf", {"q4_0": 900_000_000}, {"q6_k": 150_000_000}, 630_000_000, 630_000_000, 0, 1000, 100, 64)
 PACKAGES = [Package("big", Path("a"), "d1", BIG), Package("small", Path("b"), "d2", SMALL)]
 PHONES = {name: load_profiles()[name] for name in ("pixel-8", "redmi-12-5g")}
 Captured = pytest.CaptureFixture[str]
@@ -46,7 +46,7 @@ def test_what_does_not_fit_says_no() -> None:
 
 
 def test_the_remarks_name_the_source_the_errors_and_what_was_not_tested() -> None:
-    untested = [Package("tiny", Path("c"), None, Footprint("onnx", {"int4": 9}, {"int8": 9}, 18, 18, 1, 1, 1))]
+    untested = [Package("tiny", Path("c"), None, Footprint("onnx", {"int4": 9}, {"int8": 9}, 18, 18, 0, 1, 1, 1))]
     said = "\n".join(remarks(forecast([*PACKAGES, *untested], PHONES, 128), 128))
     assert said.startswith("Predicted, not measured")
     assert "PocketPal" in said and "median error" in said
