@@ -17,7 +17,7 @@ from edgeft.errors import EdgeftError
 
 DEVICE_HEADERS = ["device", "what it is", "chip", "fast cores", "RAM GB", "for an app", "peak GB/s", "CPU level"]
 FORECAST_HEADERS = [
-    "device", "package", "predicted tok/s", "90% band", "predicted TTFT ms", "predicted MB", "cache MB per 1,000 tokens",
+    "device", "package", "predicted tok/s", "90% band", "predicted TTFT ms", "predicted MB", "cache MB / 1,000 tokens",
     "usable MB", "fits",
 ]  # fmt: skip
 
