@@ -195,6 +195,24 @@ def devices(
     print("\n" + "\n".join(forecast.remarks(rows, prompt_tokens)))
 
 
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model: its folder, a package's, or a .gguf file.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another, in any format.")],
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Find where two models part: settings, tokens, tensors, layers.
+
+    The exit code is 0 if they are equal within what their types allow, 1 if not."""
+    from edgeft import commands
+
+    commands.quiet_libraries()
+    equal, rows = commands.diff_rows(commands.find_model(a, runs), commands.find_model(b, runs))
+    _print_table(["compared", "found"], rows)
+    if not equal:
+        raise typer.Exit(1)
+
+
 @app.command("lr-find")
 def lr_find(
     recipe: RecipeArg,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 RECIPES = Path("recipes")
 PARTIAL = ".partial"
 MODELS = ("model.gguf", "model.onnx")
+_EQUAL = "equal, as far as their types allow"
 FULL_BELOW_BYTES = 16 * 2**20  # libraries report a full disk in their own words; so little left free is one
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 
@@ -66,6 +67,20 @@ def package_folders(name: str, runs: Path) -> list[Path]:
     if not folders:
         raise ArtifactError(f"{name} has no finished package", f"make them first: edgeft run {name}")
     return folders
+def find_model(name: str, runs: Path) -> Path:
+    """A model's file or folder, given by path or by its name below `runs`."""
+    found = next((path for path in (Path(name), runs / name) if path.exists()), None)
+    if found is None:
+        raise ArtifactError(f"{name}: no such file or folder", "`edgeft ls` lists what there is")
+    return found
+
+
+def diff_rows(a: Path, b: Path) -> tuple[bool, list[list[str]]]:
+    """Whether two models are equal within what their types allow, and a table of what was compared and found."""
+    from edgeft.formats.diff import diff
+
+    found = diff(a, b)
+    return found.equal, [[what, line] for what, lines in found.parts().items() for line in lines or [_EQUAL]]
 
 
 def result_rows(pipeline: Pipeline) -> list[dict[str, Any]]:

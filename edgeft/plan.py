@@ -15,6 +15,7 @@ class ExportNode(Settings):
     format: str
     quant: str
     max_kl: float
+    max_tail: float = 10.0
 
 
 class ShapeNode(Settings):
@@ -106,7 +107,8 @@ def plan(recipe: Recipe) -> dict[str, Node]:
             inputs["full"] = f"{model_name}-{fmt}-{full}"
             if inputs["full"] not in nodes:
                 package(model_name, model, fmt, full)
-        config = ExportNode(format=fmt, quant=quant, max_kl=recipe.export.max_kl[quant])  # type: ignore[index]
+        max_kl = recipe.export.max_kl[quant]  # type: ignore[index]
+        config = ExportNode(format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail)
         return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
 
     data_sources = {
@@ -154,7 +156,8 @@ def plan(recipe: Recipe) -> dict[str, Node]:
     probe = ProbeNode(rows=recipe.export.probe_rows, max_tokens=recipe.train.max_tokens)
     packages: dict[str, str] = {}
     for name, model in models.items():
-        add(f"probe-{name}", "probe", probe, {"model": model, "dataset": data})
+        lineage = {"parent": teacher, "parent_probe": "probe-teacher"} if name == "student" else {}
+        add(f"probe-{name}", "probe", probe, {"model": model, "dataset": data, **lineage})
         for fmt, quants in (("gguf", recipe.export.gguf), ("onnx", recipe.export.onnx)):
             packages |= {f"{name}-{fmt}-{q}": package(name, model, fmt, q) for q in quants}
     add("probe-base", "probe", probe, {"model": base, "dataset": data})

@@ -255,6 +255,8 @@ class ExportSettings(Settings):
         "q4_k_m": 0.3, "q4_0": 0.8, "int4": 0.8,
     }  # fmt: skip
     """Largest mean KL divergence (nats) from the torch model; a package above it fails the export."""
+    max_tail: Annotated[float, Field(ge=1)] = 10.0
+    """Largest 99th percentile of the KL divergence, in multiples of max_kl."""
 
     @field_validator("max_kl")
     @classmethod

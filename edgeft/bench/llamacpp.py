@@ -102,6 +102,26 @@ class LlamaCppSession:
                 yield _in_order(logits_PV[start : start + len(set(at))], at)
                 start += len(set(at))
 
+    def replay(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
+        for ids, _ in rows:
+            self._check_length(len(ids))
+        for start in range(0, len(rows), SLOTS):
+            yield from self._replay_together(rows[start : start + SLOTS])
+
+    def _replay_together(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Logits]:
+        context = self._batch_context([], sum(max(at) + 1 for _, at in rows))
+        found: list[list[Logits]] = [[] for _ in rows]
+        for step in range(max(at[-1] - at[0] for _, at in rows) + 1):
+            tokens, running = Tokens(), [n for n, (_, at) in enumerate(rows) if at[0] + step <= at[-1]]
+            for number in running:
+                ids, at = rows[number]
+                now = at[0] + step
+                start = now if step else 0
+                tokens.add(ids[start : now + 1], start, PREFIX + 1 + number, [now])
+            for number, logits_V in zip(running, context.decode(tokens), strict=True):
+                found[number].append(logits_V)
+        return [np.stack(logits)[np.array(at) - at[0]] for logits, (_, at) in zip(found, rows, strict=True)]
+
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """As the protocol says; an answer also ends where the context is full."""
         for ids in prompts:

@@ -110,6 +110,28 @@ class OrtSession:
             logits_SV = self._feed(cache, 0, len(prefix), ids[len(prefix) : max(at) + 1])
             yield logits_SV[np.array(at) - len(prefix)]
 
+    def replay(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
+        if not rows:
+            return
+        cache = self._batch_cache(len(rows), max(len(ids) for ids, _ in rows))
+        for start in range(0, len(rows), cache.slots):
+            yield from self._replay_together(cache, rows[start : start + cache.slots])
+
+    def _replay_together(self, cache: _Cache, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Logits]:
+        # The longest answers come first: those that still run are then always the first slots.
+        order = sorted(range(len(rows)), key=lambda n: rows[n][1][0] - rows[n][1][-1])
+        found: list[list[Logits]] = [[] for _ in rows]
+        for slot, number in enumerate(order):
+            ids, at = rows[number]
+            found[number].append(self._feed(cache, slot, 0, ids[: at[0] + 1])[-1])
+        for step in range(1, max(at[-1] - at[0] for _, at in rows) + 1):
+            running = [n for n in order if rows[n][1][0] + step <= rows[n][1][-1]]
+            now = [rows[n][1][0] + step for n in running]
+            tokens = [rows[n][0][at] for n, at in zip(running, now, strict=True)]
+            for number, logits_V in zip(running, self._step_all(cache, tokens, [at + 1 for at in now]), strict=True):
+                found[number].append(logits_V)
+        return [np.stack(logits)[np.array(at) - at[0]] for logits, (_, at) in zip(found, rows, strict=True)]
+
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """As the protocol says; an answer also ends where the context is full."""
         answers: list[list[int]] = [[] for _ in prompts]

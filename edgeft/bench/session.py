@@ -35,6 +35,9 @@ class Session(Protocol):
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
         """For each (ids, positions): the logits [P, V] at these positions of the teacher-forced row, batched."""
 
+    def replay(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
+        """What `score` gives, but token by token from the first position on, several rows taking each step together."""
+
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
         """Greedy answers, batched, common prefix computed once; the stop token is not part of an answer."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeft.errors import ParityError
+from edgeft.formats.probe import Probe
 
 CHUNK = 64  # positions compared at once, so that memory stays small
 
@@ -74,6 +75,51 @@ def summarize(parts: Sequence[Differences]) -> Parity:
         perplexity_reference=float(np.exp(whole.nll_reference_P.mean())),
         n_positions=len(whole.kl_P),
     )
+
+
+def descent(parent: Probe, child: Probe, parent_ids: Sequence[int]) -> Parity:
+    """A model against one with other tokens, over the tokens of the child; `parent_ids[i]` is the parent's id of i.
+
+    Rows that the two tokenizers cut differently are left out. Raises ParityError if there is no other.
+    """
+    kept, parts = np.array(parent_ids), []
+    next_ids, ours, theirs = child.next_ids(), _starts(child), _starts(parent)
+    for row, (ids, at) in enumerate(zip(child.rows, child.positions, strict=True)):
+        if row >= len(parent.rows) or kept[ids].tolist() != parent.rows[row] or at != parent.positions[row]:
+            continue
+        own, other = (slice(start[row], start[row] + len(at)) for start in (ours, theirs))
+        reference = np.ascontiguousarray(parent.logits_PV[other][:, kept])
+        parts.append(differences(reference, child.logits_PV[own, : len(kept)], next_ids[own]))
+    return summarize(parts)
+
+
+def _starts(probe: Probe) -> NDArray[np.int64]:
+    """Of each row: where its positions start among all."""
+    return np.cumsum([0, *map(len, probe.positions)])
+
+
+def part_at(answer: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first position at which two answers differ, or at which one of them ends; None if they are equal."""
+    if list(answer) == list(other):
+        return None
+    shorter = min(len(answer), len(other))
+    return next((i for i in range(shorter) if answer[i] != other[i]), shorter)
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Greedy answers of a model beside those of its reference."""
+
+    rows: int
+    equal: int
+    part_at_median: float | None  # position of the first other token, over the answers that part
+
+
+def compare_answers(reference: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> Greedy:
+    """Where answers of the same prompts part."""
+    parts = [part_at(a, b) for a, b in zip(reference, answers, strict=True)]
+    parted = [at for at in parts if at is not None]
+    return Greedy(len(parts), len(parts) - len(parted), float(np.median(parted)) if parted else None)
 
 
 def _compare(reference_PV: Floats, logits_PV: Floats, next_ids_P: NDArray[np.integer]) -> Differences:

@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from edgeft.artifact import CHECKPOINT_DIR, LOG_DIR, Artifact
 from edgeft.bench.contract import check_contract
 from edgeft.bench.host import physical_cores
-from edgeft.bench.session import Session, open_session
-from edgeft.errors import ParityError
+from edgeft.bench.ladder import Limits, context_for, measure
+from edgeft.bench.session import open_session
 from edgeft.formats import gguf, onnx, onnx_quant
+from edgeft.formats.diff import check_facts, where_they_part
 from edgeft.formats.hf import count_parameters
-from edgeft.formats.parity import Differences, Parity, differences, summarize
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 
 ONNX_BITS = {"int8": 8, "int4": 4}
-STEP_ROWS = 2  # rows decoded token by token as well
 
 
 def run(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Write the package into `out`. Raises ParityError if it does not agree with the model."""
-    threads = physical_cores()
-    _write(cfg, inputs, out, threads)
-    probe = Probe.load(inputs["probe"].path)
-    session = open_session(out, threads, context=max(map(len, probe.rows)))
-    try:
-        check_contract(session, ChatTokenizer.from_folder(inputs["model"].path))
-        parts = _differences(session, probe, report)
-        parity = summarize(parts)
-        _check(f"{cfg.format} {cfg.quant}", parity, cfg.max_kl, parts)
-        step_kl = _check_steps(session, probe, cfg)
-    finally:
-        session.close()
-    parameters = count_parameters(inputs["model"].path)
+    _write(cfg, inputs, out, physical_cores())
+    model = inputs["model"].path
+    figures = check(cfg, model, Probe.load(inputs["probe"].path), out, report)
+    parameters = count_parameters(model)
     weights = sum(path.stat().st_size for path in out.glob("model.*"))
     return {
         "format": cfg.format,
         "quant": cfg.quant,
-        "runtime": session.runtime,
         "bytes": _package_bytes(out),
         "parameters": parameters,
         "bits_per_weight": weights * 8 / parameters,
         "tensor_types": gguf.tensor_types(out / "model.gguf") if cfg.format == "gguf" else None,
-        "step_kl_mean": step_kl,
-        "threshold": cfg.max_kl,
-        **asdict(parity),
+        **figures,
     }
+
+
+def check(cfg: ExportNode, model: Path, probe: Probe, package: Path, report: Reporter) -> dict[str, Any]:
+    """Compare the package in a folder with the model it was made from: prompts, what it says of itself, predictions.
+
+    Returns the figures. Raises ParityError with the first thing that is wrong.
+    """
+    session = open_session(package, physical_cores(), context_for(probe))
+    limits = Limits(cfg.max_kl, cfg.max_kl * cfg.max_tail)
+    try:
+        check_contract(session, ChatTokenizer.from_folder(model))
+        check_facts(model, package)
+        figures = measure(
+            session, probe, limits, f"{cfg.format} {cfg.quant}", lambda: where_they_part(model, package), report
+        )
+    finally:
+        session.close()
+    return {"runtime": session.runtime, **figures}
 
 
 def _write(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:
@@ -66,54 +68,6 @@ def _write(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int
     else:
         onnx_quant.quantize_graph(inputs["full"].file(onnx.GRAPH), out / onnx.GRAPH, ONNX_BITS[cfg.quant])
         onnx.copy_companions(inputs["full"].path, out)
-
-
-def _differences(session: Session, probe: Probe, report: Reporter) -> list[Differences]:
-    """One entry per row of the probe."""
-    ends = np.cumsum([len(at) for at in probe.positions])[:-1]
-    references, next_ids = np.split(probe.logits_PV, ends), np.split(probe.next_ids(), ends)
-    parts: list[Differences] = []
-    with report.track("comparing", len(probe.rows)) as task:
-        scored = session.score(list(zip(probe.rows, probe.positions, strict=True)))
-        for row, logits_PV in enumerate(scored):
-            parts.append(differences(references[row], logits_PV, next_ids[row]))
-            report.metric(row=row, kl_mean=float(parts[-1].kl_P.mean()))
-            task.advance()
-    return parts
-
-
-def _check(package: str, parity: Parity, max_kl: float, parts: list[Differences]) -> None:
-    if parity.kl_mean <= max_kl:
-        return
-    worst = int(np.argmax([part.kl_P.mean() for part in parts]))
-    raise ParityError(
-        f"the {package} package does not agree with the torch model: mean KL {parity.kl_mean:.4g} nats over "
-        f"{parity.n_positions} positions, at most {max_kl:g} expected; top-1 agreement {parity.top1:.1%}, "
-        f"worst row of the probe {worst} with {parts[worst].kl_P.mean():.4g}",
-        "use a wider type, or raise export.max_kl in the recipe if the accuracy on your task is still good enough",
-    )
-
-
-def _check_steps(session: Session, probe: Probe, cfg: ExportNode) -> float:
-    """Mean KL of decoding token by token, through the cache, against whole rows.
-
-    Kernels for one token and for many round differently, each by as much as the package may differ from torch.
-    """
-    rows = list(zip(probe.rows, probe.positions, strict=True))[:STEP_ROWS]
-    parts: list[Differences] = []
-    for (ids, at), whole_PV in zip(rows, session.score(rows), strict=True):
-        steps = [session.prefill(ids[: at[0] + 1])]
-        steps += [session.step(token) for token in ids[at[0] + 1 : at[-1] + 1]]
-        stepped_PV = np.stack(steps)[np.array(at) - at[0]]
-        parts.append(differences(whole_PV, stepped_PV, np.array([ids[i + 1] for i in at])))
-    kl_mean = summarize(parts).kl_mean
-    if kl_mean > 2 * cfg.max_kl:
-        raise ParityError(
-            f"the {cfg.format} {cfg.quant} package predicts otherwise token by token, through its cache, than in whole "
-            f"rows: mean KL {kl_mean:.4g} nats, at most {2 * cfg.max_kl:g} expected",
-            "the graph or the runtime handles keys and values wrongly: export in the other format",
-        )
-    return kl_mean
 
 
 def _package_bytes(out: Path) -> int:

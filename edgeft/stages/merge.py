@@ -15,6 +15,7 @@ from edgeft.recipe import MergeSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, load_encoded
 from edgeft.tune.fit import rank
+from edgeft.tune.fold_check import check_fold
 from edgeft.tune.methods import merge_learned
 from edgeft.tune.precision import Compute, choose_compute, place
 from edgeft.tune.validation import General, Validation, general_text, validate
@@ -42,11 +43,16 @@ def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Repo
     best = min(looks, key=lambda strength: rank(looks[strength]._asdict(), str(learned.config["choose_by"])))
     if best != strength:
         folded = _merge(cfg, base, learned, best, out)
+    rung = check_fold(base.path, learned, cfg.into, out, rows)
     trained, merged = learned.metrics["validation"], looks[best]
     before, after = _general(base.path, compute), _general(out, compute)
     report.note(
         f"{folded['tensors_folded']} tensors folded at strength {best:g}; validation loss {trained['loss']:.4f} as "
         f"trained, {merged.loss:.4f} merged; right first lines {trained['exact_match']:.1%}, {merged.exact_match:.1%}"
+    )
+    report.note(
+        f"merged beside trained: mean KL {rung['validation']['kl_mean']:.2g} on validation rows, "
+        f"{rung['general']['kl_mean']:.2g} on general text"
     )
     report.note(f"general text: {before.bits_per_byte:.3f} bits per byte before, {after.bits_per_byte:.3f} now")
     return {
@@ -56,6 +62,7 @@ def run(cfg: MergeSettings, inputs: dict[str, Artifact], out: Path, report: Repo
         "validation_as_trained": {name: trained[name] for name in Validation._fields},
         "validation": merged._asdict(),
         "validation_by_strength": {f"{strength:g}": look._asdict() for strength, look in looks.items()},
+        "from_trained": rung,
         "general_base": before._asdict(),
         "general": after._asdict(),
     }

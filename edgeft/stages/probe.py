@@ -1,39 +1,117 @@
-"""probe: real validation rows and the torch model's logits on their answers, frozen for every parity check."""
+"""probe: real rows, general text, and what the torch model predicts on them, frozen for every parity check."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgeft.artifact import Artifact
 from edgeft.formats.hf import load_model
+from edgeft.formats.parity import descent
 from edgeft.formats.probe import Probe
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.encode import load_encoded
-from edgeft.tune.batches import collate, trained_positions
+from edgeft.text.encode import Encoded, load_encoded
+from edgeft.text.general import general_ids
+from edgeft.tune.batches import collate, in_parts, trained_positions
 from edgeft.tune.losses import answer_logits
 
 if TYPE_CHECKING:
     from edgeft.plan import ProbeNode
 
 BATCH_ROWS = 8
+GENERAL_TOKENS, GENERAL_WIDTH = 2000, 512
+GREEDY_ROWS, GREEDY_TOKENS = 16, 48  # answers that the model writes itself, and their longest
 
 
 def run(cfg: ProbeNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Inputs: model, dataset. Writes `probe.safetensors`: float32 reference logits on the CPU."""
     chat = ChatTokenizer.from_folder(inputs["model"].path)
-    rows = load_encoded(inputs["dataset"].file("validation.jsonl"), chat, cfg.max_tokens)
-    chosen = rows[:: max(1, len(rows) // cfg.rows)][: cfg.rows]
-    model = load_model(inputs["model"].path, torch.float32).eval()
-    parts = []
-    with report.track("reference logits", len(chosen)) as bar, torch.no_grad():
-        for start in range(0, len(chosen), BATCH_ROWS):
-            batch = collate(chosen[start : start + BATCH_ROWS], chat.pad_id)
-            parts.append(answer_logits(model, batch).float())
-            bar.advance(len(batch.ids_BT))
-    positions = [trained_positions(row) for row in chosen]
-    Probe([list(row.ids) for row in chosen], positions, torch.cat(parts).numpy()).save(out)
-    return {"rows": len(chosen), "positions": sum(map(len, positions))}
+    task = load_encoded(inputs["dataset"].file("validation.jsonl"), chat, cfg.max_tokens)
+    numbers = range(1, len(task) + 1)[:: max(1, len(task) // cfg.rows)][: cfg.rows]
+    model: Any = load_model(inputs["model"].path, torch.float32).eval()
+    longest = int(model.config.max_position_embeddings)
+    general = [
+        Encoded(tuple(ids), (False, *[True] * (len(ids) - 1)))
+        for ids in general_ids(chat, GENERAL_TOKENS, min(GENERAL_WIDTH, longest))
+    ]
+    rows = [*(task[number - 1] for number in numbers), *general]
+    positions = [trained_positions(row) for row in rows]
+    probe = Probe(
+        [list(row.ids) for row in rows],
+        positions,
+        _reference(model, rows, chat.pad_id, report),
+        [*numbers, *range(1, len(general) + 1)],
+        len(general),
+    )
+    prompts = [probe.prompt(row) for row in range(min(GREEDY_ROWS, probe.task_rows))]
+    limit = max(0, min(GREEDY_TOKENS, longest - max(map(len, prompts))))
+    probe = replace(probe, greedy=greedy_answers(model, prompts, chat, limit), greedy_limit=limit)
+    probe.save(out)
+    metrics: dict[str, Any] = {
+        "rows": probe.task_rows,
+        "positions": sum(map(len, positions[: probe.task_rows])),
+        "general_rows": len(general),
+        "general_positions": sum(map(len, positions[probe.task_rows :])),
+        "greedy_rows": len(probe.greedy),
+    }
+    if "parent" in inputs:
+        metrics["from_parent"] = _from_parent(probe, chat, inputs, report)
+    return metrics
+
+
+@torch.no_grad()
+def _reference(model: Any, rows: list[Encoded], pad_id: int, report: Reporter) -> NDArray[np.float32]:
+    """The logits [P, V] at all trained positions."""
+    logits_PV = np.empty((sum(sum(row.trained) for row in rows), int(model.config.vocab_size)), np.float32)
+    at = 0
+    with report.track("reference logits", len(rows)) as bar:
+        for part in in_parts(range(len(rows)), BATCH_ROWS):
+            logits_NV = answer_logits(model, collate([rows[i] for i in part], pad_id))
+            logits_PV[at : at + len(logits_NV)] = logits_NV.numpy()
+            at += len(logits_NV)
+            bar.advance(len(part))
+    return logits_PV
+
+
+def _from_parent(probe: Probe, chat: ChatTokenizer, inputs: dict[str, Artifact], report: Reporter) -> dict[str, Any]:
+    """How far the model is from the one it was distilled from; by design it is another, so nothing is asked of it."""
+    parent = ChatTokenizer.from_folder(inputs["parent"].path)
+    own, theirs = (side.tokenizer.get_vocab() for side in (chat, parent))
+    parent_ids = [theirs[text] for text in sorted(own, key=own.__getitem__)]
+    found = descent(Probe.load(inputs["parent_probe"].path), probe, parent_ids)
+    report.note(f"from its teacher: mean KL {found.kl_mean:.3f}, same likeliest token {found.top1:.1%}")
+    return asdict(found)
+
+
+@torch.no_grad()
+def greedy_answers(model: Any, prompts: list[list[int]], chat: ChatTokenizer, limit: int) -> list[list[int]]:
+    """The likeliest token, again and again, up to `limit` or a stop token, which is not part of an answer."""
+    if limit < 1:
+        return []
+    width = max(map(len, prompts))
+    ids_BT = torch.tensor([[chat.pad_id] * (width - len(ids)) + ids for ids in prompts])
+    attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
+    cache, positions_BT = None, (attention_BT.cumsum(1) - 1).clamp(min=0)
+    answers: list[list[int]] = [[] for _ in prompts]
+    open_rows = set(range(len(prompts)))
+    for _ in range(limit):
+        out = model(
+            ids_BT, attention_mask=attention_BT, position_ids=positions_BT, past_key_values=cache, logits_to_keep=1
+        )
+        tokens_B = out.logits[:, -1].argmax(1)
+        for row in list(open_rows):
+            if int(tokens_B[row]) in chat.stop_ids:
+                open_rows.discard(row)
+            else:
+                answers[row].append(int(tokens_B[row]))
+        if not open_rows:
+            break
+        cache, ids_BT, positions_BT = out.past_key_values, tokens_B[:, None], positions_BT[:, -1:] + 1
+        attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(prompts), 1)], 1)
+    return answers

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from edgeft.artifact import Artifact
@@ -87,14 +88,32 @@ def merge_learned(model: Any, learned: Artifact, into: str, strength: float = 1.
     cfg = TrainSettings.model_validate(learned.config)
     if cfg.method == "full":
         return _replace(model, load_file(learned.file(WEIGHTS)), strength)
+    _start_over(model, learned, cfg, into)
+    targets = adapter_targets(model, cfg.target_modules, cfg.last_layers)
+    return fold_adapter(model, load_file(learned.file(ADAPTER)), cfg.scale, targets, strength)
+
+
+def attach_learned(model: Any, learned: Artifact, into: str) -> Any:
+    """What `merge_learned` gives at full strength, but with the adapter still beside the weights, as PEFT computes it.
+
+    PEFT reads the adapter's own files, so that the two agree only if what was folded is what the adapter says.
+    """
+    cfg = TrainSettings.model_validate(learned.config)
+    if cfg.method == "full":
+        _replace(model, load_file(learned.file(WEIGHTS)), 1.0)
+        return model
+    _start_over(model, learned, cfg, into)
+    return PeftModel.from_pretrained(model, str(learned.path)).get_base_model()
+
+
+def _start_over(model: Any, learned: Artifact, cfg: TrainSettings, into: str) -> None:
+    """Make a float32 base what the adapter was started beside, in place."""
     if SUBTRACTED in learned.manifest.files:
         named = load_file(learned.file(SUBTRACTED))
         names = {name.rpartition(".")[0] for name in named}
         _subtract(model, {name: (named[f"{name}.A"], named[f"{name}.B"]) for name in names}, cfg.scale)
     if cfg.method == "qlora" and into == "dequantized":
         dequantized_base(model, _four_bits(cfg))
-    targets = adapter_targets(model, cfg.target_modules, cfg.last_layers)
-    return fold_adapter(model, load_file(learned.file(ADAPTER)), cfg.scale, targets, strength)
 
 
 def _four_bits(cfg: TrainSettings) -> FourBits:
