@@ -1,6 +1,6 @@
 """Ways to break an export on purpose, each with the gate that must catch it and what it must say.
 
-`count()` tries them all on a tiny random model: run from the repository's root, as `benchmarks.export.sabotage`.
+`count()` tries them all on a tiny random model. Imported from the repository's root, as `benchmarks.export.sabotage`.
 """
 
 from __future__ import annotations
@@ -113,11 +113,7 @@ def count() -> tuple[int, int]:
             out = Path(folder) / str(number)
             out.mkdir()
             if attempt(sabotage, world, out) is None:
-                print(f"not caught: {sabotage.name} (by {sabotage.gate})", file=sys.stderr)  # noqa: T201
+                print(f"not caught: {sabotage.name} (by {sabotage.gate})", file=sys.stderr)
             else:
                 caught += 1
     return len(ways()), caught
-
-
-if __name__ == "__main__":
-    print(*count())  # noqa: T201

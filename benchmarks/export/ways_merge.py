@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.export.sabotage import World, way
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
+from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
 from edgeft.recipe import MergeSettings, TrainSettings
 from edgeft.stages import merge
@@ -19,7 +20,6 @@ from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import encode_row
 from edgeft.tune import methods
 from edgeft.tune.fold_check import check_fold
-from edgeft.formats.hf import load_model
 from edgeft.tune.precision import Compute
 
 FOLD = r"the adapter folded into the weights is not the adapter beside them"
@@ -27,7 +27,7 @@ FOLD = r"the adapter folded into the weights is not the adapter beside them"
 
 def adapter_of(world: World, out: Path, **settings: Any) -> Artifact:
     """An adapter of random values, as the train stage leaves it."""
-    cfg = TrainSettings(method="lora", rank=4, alpha=12, **settings)
+    cfg = TrainSettings(**{"method": "lora", "rank": 4, "alpha": 12, **settings})
     model = load_model(world.model, torch.float32)
     learner = methods.make_learner(model, cfg, Compute(torch.device("cpu"), torch.float32, {}), 64)
     torch.manual_seed(0)

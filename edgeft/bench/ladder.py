@@ -113,7 +113,8 @@ def _check_steps(
     package: str,
 ) -> Parity:
     given: list[Row] = [(probe.rows[row], probe.positions[row]) for row in rows]
-    whole, stepped = session.score(given), steps(session, given)
+    whole = list(session.score(given))  # all of it first: both may use the same cache
+    stepped = steps(session, given)
     parts = [differences(a, b, _of_row(probe, row)[1]) for row, a, b in zip(rows, whole, stepped, strict=True)]
     parity, worst = summarize(parts), rows[_worst(parts)]
     if parity.kl_mean > limits.steps:

@@ -60,6 +60,17 @@ def scores_rows_of_a_batch_as_if_alone(session: Session) -> None:
         np.testing.assert_allclose(scored, alone, atol=TOLERANCE)
 
 
+def replays_what_it_scores(session: Session, number: int) -> None:
+    """Token by token, rows of different length together; the wanted positions may have gaps."""
+    rows = [
+        (ids, list(range(4 + n % 5, len(ids) - n % 3, 1 + n % 2))) for n, ids in enumerate(prompts(session, number))
+    ]
+    expected = list(session.score(rows))
+    for found, scored in zip(session.replay(rows), expected, strict=True):
+        np.testing.assert_allclose(found, scored, atol=TOLERANCE)
+    assert list(session.replay([])) == []
+
+
 def goes_on_with_an_answer_that_scoring_has_begun(session: Session) -> None:
     """What the benchmark relies on when it takes agreed tokens from the reference's scores."""
     for ids in prompts(session, 3):

@@ -51,6 +51,10 @@ def test_a_long_batch_is_split_into_calls(session: LlamaCppSession, monkeypatch:
     checks.scores_rows_of_a_batch_as_if_alone(session)
 
 
+def test_rows_replayed_token_by_token_give_what_scoring_gives(session: LlamaCppSession) -> None:
+    checks.replays_what_it_scores(session, number=llamacpp.SLOTS + 3)
+
+
 def test_goes_on_with_an_answer_that_scoring_has_begun(session: LlamaCppSession) -> None:
     checks.goes_on_with_an_answer_that_scoring_has_begun(session)
 

@@ -44,6 +44,10 @@ def test_rows_scored_together_do_not_see_one_another(session: OrtSession) -> Non
     checks.scores_rows_of_a_batch_as_if_alone(session)
 
 
+def test_rows_replayed_token_by_token_give_what_scoring_gives(session: OrtSession) -> None:
+    checks.replays_what_it_scores(session, number=ort.SLOTS + 3)
+
+
 def test_goes_on_with_an_answer_that_scoring_has_begun(session: OrtSession) -> None:
     checks.goes_on_with_an_answer_that_scoring_has_begun(session)
 

@@ -6,7 +6,8 @@ import torch
 from numpy.typing import NDArray
 
 from edgeft.errors import ParityError
-from edgeft.formats.parity import compare, differences, summarize
+from edgeft.formats.parity import compare, compare_answers, descent, differences, part_at, summarize
+from edgeft.formats.probe import Probe
 
 
 def logits(seed: int, num_positions: int = 150, scale: float = 3.0) -> NDArray[np.float32]:
@@ -69,3 +70,28 @@ def test_another_vocabulary_is_named() -> None:
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(ParityError, match="no position"):
         compare(logits(0)[:0], logits(1)[:0], next_ids()[:0])
+
+
+def test_answers_part_at_the_first_other_token_or_where_one_ends() -> None:
+    assert part_at([1, 2, 3], [1, 2, 3]) is None
+    assert part_at([1, 2, 3], [1, 9, 3]) == 1
+    assert part_at([1, 2], [1, 2, 3]) == 2
+
+
+def test_equal_answers_are_counted_and_the_others_give_the_median() -> None:
+    found = compare_answers([[1, 2], [3], [4, 5, 6], [7, 8]], [[1, 2], [4], [4, 5, 7], [7]])
+    assert (found.rows, found.equal, found.part_at_median) == (4, 1, 1.0)
+    assert compare_answers([[1]], [[1]]).part_at_median is None
+
+
+def test_a_child_with_fewer_tokens_is_compared_over_its_own() -> None:
+    rows, positions = [[0, 1, 2], [2, 1, 0]], [[0, 1], [0, 1]]
+    child = Probe(rows, positions, logits(0, 4)[:, :3])
+    wide = logits(1, 4)
+    wide[:, [7, 3, 5]] = child.logits_PV  # the parent calls the tokens 7, 3, 5, and gives the same odds among them
+    wide[2:] *= -1
+    parent = Probe([[7, 3, 5], [5, 3, 9]], positions, wide)  # and cuts the second row otherwise
+    found = descent(parent, child, [7, 3, 5])
+    assert found.n_positions == 2 and found.kl_max < 1e-6
+    with pytest.raises(ParityError, match="no position"):
+        descent(Probe([[1, 3]], [[0]], wide[:1]), child, [7, 3, 5])

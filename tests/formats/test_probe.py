@@ -8,19 +8,25 @@ from edgeft.formats.probe import Probe
 
 
 def make() -> Probe:
-    return Probe([[5, 6, 7, 8], [9, 10]], [[1, 2], [0]], np.arange(12, dtype=np.float32).reshape(3, 4))
+    logits = np.arange(20, dtype=np.float32).reshape(5, 4)
+    return Probe([[5, 6, 7, 8], [9, 10], [3, 2, 1]], [[1, 2], [0], [0, 1]], logits, [4, 9, 1], 1, [[7, 8], []], 12)
 
 
 def test_a_probe_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     make().save(tmp_path)
     back = Probe.load(tmp_path)
-    assert back.rows == make().rows
-    assert back.positions == make().positions
+    for name in ("rows", "positions", "numbers", "general_rows", "greedy", "greedy_limit"):
+        assert getattr(back, name) == getattr(make(), name)
     np.testing.assert_array_equal(back.logits_PV, make().logits_PV)
 
 
 def test_the_next_ids_are_the_tokens_after_the_positions() -> None:
-    assert make().next_ids().tolist() == [7, 8, 10]
+    assert make().next_ids().tolist() == [7, 8, 10, 2, 1]
+
+
+def test_a_row_is_found_by_its_number_in_its_split() -> None:
+    assert [make().where(row) for row in range(3)] == ["validation:4", "validation:9", "general:1"]
+    assert make().prompt(0) == [5, 6]
 
 
 def test_two_saves_give_the_same_bytes(tmp_path: Path) -> None:

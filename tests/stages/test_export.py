@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,22 @@ from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write
 from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.bench.session import Logits
 from edgeft.errors import ParityError
-from edgeft.formats import onnx
+from edgeft.formats import gguf, onnx
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
 from edgeft.recipe import ExportSettings
 from edgeft.stages import export
-from tests.formats.tiny_model import TEXTS, make_probe, tiny_onnx, write_tiny_llama
+from edgeft.text.chat import ChatTokenizer
+from edgeft.text.general import general_ids
+from tests.formats.tiny_model import TEXTS, make_probe, tiny_onnx, torch_logits, write_tiny_llama
 
 METRICS = {
     "format", "quant", "runtime", "bytes", "parameters", "bits_per_weight", "tensor_types", "step_kl_mean", "threshold",
     "kl_mean", "kl_p99", "kl_max", "top1", "perplexity", "perplexity_reference", "n_positions",
+    "general", "worst_row", "steps", "steps_together", "greedy", "threshold_p99", "threshold_steps",
 }  # fmt: skip
+GREEDY_TOKENS = 4
 TINY_KL = {"f16": 0.001, "q8_0": 0.05, "fp32": 1e-4, "int8": 0.05, "int4": 2.0}
 
 
@@ -42,7 +47,28 @@ def probe_artifact(folder: Path, probe: Probe) -> Artifact:
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     folder = tmp_path_factory.mktemp("inputs")
     model = write_tiny_llama(folder / "model")
-    return {"model": finish(model, "model"), "probe": probe_artifact(folder / "probe", make_probe(model, TEXTS * 2))}
+    probe = with_general_and_answers(model, make_probe(model, TEXTS * 2))
+    return {"model": finish(model, "model"), "probe": probe_artifact(folder / "probe", probe)}
+
+
+def with_general_and_answers(model: Path, probe: Probe) -> Probe:
+    """The probe with two rows of plain text, and the model's own answers to the first two prompts."""
+    chat = ChatTokenizer.from_folder(model)
+    rows = general_ids(chat, 120, 60)
+    positions = [list(range(len(row) - 1)) for row in rows]
+    logits = np.concatenate([probe.logits_PV, *(torch_logits(model, row)[:-1] for row in rows)])
+    answers = [greedy(model, probe.prompt(row), chat) for row in range(2)]
+    return Probe([*probe.rows, *rows], [*probe.positions, *positions], logits, [], len(rows), answers, GREEDY_TOKENS)
+
+
+def greedy(model: Path, prompt: list[int], chat: ChatTokenizer) -> list[int]:
+    answer: list[int] = []
+    while len(answer) < GREEDY_TOKENS:
+        token = int(torch_logits(model, prompt + answer)[-1].argmax())
+        if token in chat.stop_ids:
+            break
+        answer.append(token)
+    return answer
 
 
 @pytest.fixture
@@ -76,12 +102,16 @@ def test_every_package_is_written_and_measured(
     for quant, found in metrics.items():
         assert found.keys() == METRICS
         assert (found["format"], found["quant"], found["threshold"]) == (fmt, quant, TINY_KL[quant])
-        assert found["n_positions"] == len(Probe.load(inputs["probe"].path).logits_PV)
+        positions = found["n_positions"] + found["general"]["n_positions"]
+        assert positions == len(Probe.load(inputs["probe"].path).logits_PV)
+        assert found["steps"]["rows"] == 2 and found["steps_together"]["rows"] == 8
+        assert found["steps_together"]["kl_mean"] < 1e-2
         files = scan_files(tmp_path / quant)
         assert found["bytes"] == sum(f.size for name, f in files.items() if not name.startswith("log/"))
         weights = sum(f.size for name, f in files.items() if name.startswith("model."))
         assert found["bits_per_weight"] == pytest.approx(weights * 8 / found["parameters"])
         assert found["step_kl_mean"] < 1e-2
+    assert metrics[full]["greedy"] == {"rows": 2, "equal": 2, "part_at_median": None}
     sizes = [m["bytes"] for m in metrics.values()]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert metrics[full]["kl_mean"] < min(metrics[q]["kl_mean"] for q in quants)
@@ -89,17 +119,47 @@ def test_every_package_is_written_and_measured(
 
 def test_a_package_of_another_model_is_refused_with_all_figures(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     other = finish(write_tiny_llama(tmp_path / "other", seed=1), "model")
-    with pytest.raises(ParityError, match=r"mean KL \d.*at most 0\.001 .*top-1 agreement .*%, worst row .* \d"):
+    with pytest.raises(
+        ParityError, match=r"mean KL \d.*at most 0\.001 .*top-1 agreement .*%; worst row validation:\d with \d"
+    ):
         run({**inputs, "model": other}, "gguf", "f16", tmp_path / "out")
 
 
 def test_the_worst_row_is_named(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     probe = Probe.load(inputs["probe"].path)
-    start = sum(len(at) for at in probe.positions[:5])
-    probe.logits_PV[start : start + len(probe.positions[5])] *= -1
-    altered = probe_artifact(tmp_path / "probe", probe)
-    with pytest.raises(ParityError, match="worst row of the probe 5 "):
+    start, logits = sum(len(at) for at in probe.positions[:5]), np.array(probe.logits_PV)
+    logits[start : start + len(probe.positions[5])] *= -1
+    altered = probe_artifact(tmp_path / "probe", replace(probe, logits_PV=logits))
+    with pytest.raises(ParityError, match="worst row validation:6 "):
         run({**inputs, "probe": altered}, "gguf", "f16", tmp_path / "out")
+
+
+def test_a_package_of_another_model_is_named_with_its_first_other_tensor(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    other = finish(write_tiny_llama(tmp_path / "other", seed=1), "model")
+    gguf.write_gguf(other.path, tmp_path / "model.gguf", "f16")
+    cfg = ExportNode(format="gguf", quant="f16", max_kl=0.001)
+    with pytest.raises(ParityError, match=r"39 tensors: 39 differ, the first is model\.embed_tokens\.weight"):
+        export.check(cfg, inputs["model"].path, Probe.load(inputs["probe"].path), tmp_path, Reporter("export"))
+
+
+def test_general_text_is_held_to_the_same_limit(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    probe = Probe.load(inputs["probe"].path)
+    logits = np.array(probe.logits_PV)
+    logits[-len(probe.positions[-1]) :] *= -1
+    altered = probe_artifact(tmp_path / "probe", replace(probe, logits_PV=logits))
+    with pytest.raises(ParityError, match=r"on general text .*worst row general:10 "):
+        run({**inputs, "probe": altered}, "gguf", "f16", tmp_path / "out")
+
+
+def test_a_tail_fails_though_the_mean_is_small(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    found = run(inputs, "gguf", "f16", out)
+    assert found["threshold_p99"] == pytest.approx(10 * found["threshold"])
+    cfg = ExportNode(format="gguf", quant="f16", max_kl=found["kl_mean"] * 1.1, max_tail=1.0)
+    with pytest.raises(ParityError, match="99th percentile"):
+        export.check(cfg, inputs["model"].path, Probe.load(inputs["probe"].path), out, Reporter("export"))
 
 
 def test_the_limit_decides(inputs: dict[str, Artifact], tmp_path: Path) -> None:
