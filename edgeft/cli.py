@@ -199,6 +199,9 @@ def devices(
 def diff(
     a: Annotated[str, typer.Argument(metavar="A", help="A model: its folder, a package's, or a .gguf file.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another, in any format.")],
+    row: Annotated[
+        str | None, typer.Option(metavar="FILE:NUMBER", help="Show what both answer to this row of a dataset, too.")
+    ] = None,
     runs: RunsOpt = RUNS,
 ) -> None:
     """Find where two models part: settings, tokens, tensors, layers.
@@ -207,8 +210,11 @@ def diff(
     from edgeft import commands
 
     commands.quiet_libraries()
-    equal, rows = commands.diff_rows(commands.find_model(a, runs), commands.find_model(b, runs))
+    sides = commands.find_model(a, runs), commands.find_model(b, runs)
+    equal, rows = commands.diff_rows(*sides)
     _print_table(["compared", "found"], rows)
+    for name, text in commands.answers_to_row(*sides, row) if row else ():
+        print(f"\n{name}: {text}")
     if not equal:
         raise typer.Exit(1)
 

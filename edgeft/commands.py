@@ -67,6 +67,8 @@ def package_folders(name: str, runs: Path) -> list[Path]:
     if not folders:
         raise ArtifactError(f"{name} has no finished package", f"make them first: edgeft run {name}")
     return folders
+
+
 def find_model(name: str, runs: Path) -> Path:
     """A model's file or folder, given by path or by its name below `runs`."""
     found = next((path for path in (Path(name), runs / name) if path.exists()), None)
@@ -81,6 +83,18 @@ def diff_rows(a: Path, b: Path) -> tuple[bool, list[list[str]]]:
 
     found = diff(a, b)
     return found.equal, [[what, line] for what, lines in found.parts().items() for line in lines or [_EQUAL]]
+
+
+def answers_to_row(a: Path, b: Path, where: str) -> list[list[str]]:
+    """What two models answer to the row that `where` names as FILE:NUMBER. Raises DataError if there is none."""
+    from edgeft.bench.beside import answers_beside
+    from edgeft.errors import DataError
+
+    name, _, number = where.rpartition(":")
+    rows = read_test_rows(Path(name)) if number.isdigit() else []
+    if not number.isdigit() or not 0 < int(number) <= len(rows):
+        raise DataError(f"--row {where}: no such row", "give it as FILE:NUMBER, counted from 1")
+    return [list(line) for line in answers_beside([a, b], rows[int(number) - 1]["messages"])]
 
 
 def result_rows(pipeline: Pipeline) -> list[dict[str, Any]]:

@@ -14,6 +14,8 @@ from edgeft.errors import ModelError
 from edgeft.formats.gguf_read import CONTROL, LAYER_TENSOR_NAMES, TENSOR_NAMES, unpermute
 from edgeft.formats.sides import Floats, Side, Tensor
 
+PAIRED = ("llama", "smollm3")  # the rows of a query's or key's head stand as neighbouring pairs
+ROPE_FACTORS = "rope_freqs.weight"  # derived from the rope scaling
 UNUSED = 5  # gguf's type of a token that fills a place
 NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 GEMMA = {
@@ -42,7 +44,7 @@ def gguf_side(path: Path) -> Side:
     meta = {name: f.contents() for name, f in reader.fields.items()}
     facts = _facts(meta)
     tensors = {}
-    for tensor in reader.tensors:
+    for tensor in (tensor for tensor in reader.tensors if tensor.name != ROPE_FACTORS):
         name = hf_name(tensor.name, meta["general.architecture"])
         tensors[name] = Tensor(tensor.tensor_type.name, _reader(tensor, name, meta["general.architecture"], facts))
         if tensor.name == "token_embd.weight":
@@ -63,7 +65,7 @@ def _reader(tensor: Any, name: str, architecture: str, facts: dict[str, Any]) ->
     def read() -> Floats:
         values: Floats = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
         found = re.search(r"\.([qk])_proj\.(weight|bias)$", name)
-        if found and architecture == "llama":  # alone stores the rows of a head as neighbouring pairs
+        if found and architecture in PAIRED:
             heads = int(facts["heads" if found[1] == "q" else "key-value heads"])
             values = unpermute(values.reshape(len(values), -1), heads).reshape(values.shape)
         return values - 1 if architecture.startswith("gemma") and name.endswith("norm.weight") else values

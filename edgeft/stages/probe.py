@@ -18,6 +18,7 @@ from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, load_encoded
 from edgeft.text.general import general_ids
+from edgeft.tune.generate import greedy_answers
 from edgeft.tune.batches import collate, in_parts, trained_positions
 from edgeft.tune.losses import answer_logits
 
@@ -87,31 +88,3 @@ def _from_parent(probe: Probe, chat: ChatTokenizer, inputs: dict[str, Artifact],
     found = descent(Probe.load(inputs["parent_probe"].path), probe, parent_ids)
     report.note(f"from its teacher: mean KL {found.kl_mean:.3f}, same likeliest token {found.top1:.1%}")
     return asdict(found)
-
-
-@torch.no_grad()
-def greedy_answers(model: Any, prompts: list[list[int]], chat: ChatTokenizer, limit: int) -> list[list[int]]:
-    """The likeliest token, again and again, up to `limit` or a stop token, which is not part of an answer."""
-    if limit < 1:
-        return []
-    width = max(map(len, prompts))
-    ids_BT = torch.tensor([[chat.pad_id] * (width - len(ids)) + ids for ids in prompts])
-    attention_BT = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts])
-    cache, positions_BT = None, (attention_BT.cumsum(1) - 1).clamp(min=0)
-    answers: list[list[int]] = [[] for _ in prompts]
-    open_rows = set(range(len(prompts)))
-    for _ in range(limit):
-        out = model(
-            ids_BT, attention_mask=attention_BT, position_ids=positions_BT, past_key_values=cache, logits_to_keep=1
-        )
-        tokens_B = out.logits[:, -1].argmax(1)
-        for row in list(open_rows):
-            if int(tokens_B[row]) in chat.stop_ids:
-                open_rows.discard(row)
-            else:
-                answers[row].append(int(tokens_B[row]))
-        if not open_rows:
-            break
-        cache, ids_BT, positions_BT = out.past_key_values, tokens_B[:, None], positions_BT[:, -1:] + 1
-        attention_BT = torch.cat([attention_BT, attention_BT.new_ones(len(prompts), 1)], 1)
-    return answers

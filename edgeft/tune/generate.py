@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from edgeft.text.chat import ChatTokenizer
+
 
 @torch.no_grad()
 def write_on(
@@ -50,6 +52,14 @@ def write_on(
             ids_BT, at_BT = new_B[:, None], at_BT[:, -1:] + 1
             seen_BT = torch.cat([seen_BT, seen_BT.new_ones(len(live), 1)], 1)
     return written
+
+
+def greedy_answers(model: Any, prompts: Sequence[Sequence[int]], chat: ChatTokenizer, limit: int) -> list[list[int]]:
+    """The likeliest token, again and again, up to `limit` or a stop token, which is not part of an answer."""
+    if limit < 1 or not prompts:
+        return [[] for _ in prompts]
+    written = write_on(model, prompts, [limit] * len(prompts), chat.stop_ids, chat.end_id)
+    return [ids[:-1] if ids[-1] in chat.stop_ids else ids for ids in written]
 
 
 def _left_padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

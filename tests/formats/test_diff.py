@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from edgeft.cli import main
 from edgeft.errors import ArtifactError
 from edgeft.formats import gguf, onnx, onnx_quant
 from edgeft.formats.diff import Diff, allowed_error, diff, model_order, relative_error
@@ -150,3 +151,27 @@ def test_tensors_come_in_the_order_of_the_model() -> None:
         "model.embed_tokens.weight",
     ]
     assert sorted(names, key=model_order) == [names[4], names[3], names[1], names[2], names[0]]
+
+
+def test_the_command_shows_what_differs_and_what_both_answer(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    other = altered(model, tmp_path / "other", {name: lambda w: -w})
+    (tmp_path / "package").mkdir()
+    gguf.write_gguf(other, tmp_path / "package" / "model.gguf", "f16")
+    turns = [{"role": "user", "content": "Where is my order?"}, {"role": "assistant", "content": "Here."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
+    command = ["diff", str(model), str(tmp_path / "package")]
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--row", f"{tmp_path / 'rows.jsonl'}:1"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert f"1 differ, the first is {name} (F32, F16)" in shown
+    assert "question: Where is my order?" in shown and "they part at: token" in shown
+    with pytest.raises(SystemExit) as stop:
+        main([*command, "--row", f"{tmp_path / 'rows.jsonl'}:2"])
+    assert stop.value.code == 2
+    with pytest.raises(SystemExit) as stop:
+        main(["diff", str(other), str(tmp_path / "package")])
+    assert stop.value.code == 0
