@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -12,10 +11,10 @@ import torch.nn.functional as F
 
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, encode_text
+from edgeft.text.general import PARAGRAPHS as GENERAL_TEXT
 from edgeft.tune.batches import collate, ordered_batches, shared_tokens, trained_positions
 from edgeft.tune.losses import CHUNK_ROWS, answer_logits
 
-GENERAL_TEXT = Path(__file__).parent.parent / "text" / "general.txt"
 EVAL_TOKENS = 2048  # padded tokens per evaluation batch
 
 
