@@ -18,8 +18,8 @@ from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, load_encoded
 from edgeft.text.general import general_ids
-from edgeft.tune.generate import greedy_answers
 from edgeft.tune.batches import collate, in_parts, trained_positions
+from edgeft.tune.generate import greedy_answers
 from edgeft.tune.losses import answer_logits
 
 if TYPE_CHECKING:
