@@ -64,7 +64,7 @@ STAGES: dict[str, Stage] = {
     "targets": Stage("targets", 5, "edgeft.stages.targets"),
     "distill": Stage("model", 8, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 1, "edgeft.stages.probe"),
-    "export": Stage("package", 1, "edgeft.stages.export"),
+    "export": Stage("package", 2, "edgeft.stages.export"),
     "bench": Stage("report", 2, "edgeft.stages.bench"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),
     "report": Stage("report", 1, "edgeft.stages.report"),

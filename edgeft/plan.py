@@ -15,6 +15,7 @@ class ExportNode(Settings):
     format: str
     quant: str
     max_kl: float
+    int4_blocks: tuple[int, ...] = (32,)
 
 
 class ShapeNode(Settings):
@@ -106,7 +107,9 @@ def plan(recipe: Recipe) -> dict[str, Node]:
             inputs["full"] = f"{model_name}-{fmt}-{full}"
             if inputs["full"] not in nodes:
                 package(model_name, model, fmt, full)
-        config = ExportNode(format=fmt, quant=quant, max_kl=recipe.export.max_kl[quant])  # type: ignore[index]
+        blocks = {"int4_blocks": recipe.export.int4_blocks} if quant == "int4" else {}
+        max_kl = recipe.export.max_kl[quant]  # type: ignore[index]
+        config = ExportNode(format=fmt, quant=quant, max_kl=max_kl, **blocks)
         return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
 
     data_sources = {
