@@ -15,9 +15,9 @@ Encoder = Callable[[Messages], list[int]]  # a conversation -> ids up to where t
 
 def conversations(chat: ChatTokenizer) -> dict[str, Messages]:
     """All conversations by name, those with control tokens filled with the model's own."""
-    control_ids = {c.id for c in chat.controls}
+    by_id = {c.id: c.text for c in chat.controls}
     probe = chat.prompt_ids(messages_of(TEXTS["a word"]))
-    start = next((chat.tokenizer.id_to_token(i) for i in probe if i in control_ids), chat.turn_end)
+    start = next((by_id[i] for i in probe if i in by_id), chat.turn_end)
     everything = "".join(c.text for c in chat.controls)
     filled = {name: with_controls(turns, start, chat.turn_end, everything) for name, turns in CONTROL_TEXTS.items()}
     return {name: messages_of(turns) for name, turns in TEXTS.items()} | filled

@@ -27,8 +27,8 @@ def with_transformers(folder: Path) -> Encoder:
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(messages: Messages) -> list[int]:
-        ids = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
-        return [int(i) for i in ids]
+        ids: list[int] = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, return_dict=False)
+        return ids
 
     return encode
 
