@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from edgeft.errors import ModelError
-from edgeft.text.chat import ChatTokenizer
+from edgeft.text.chat import ChatTokenizer, read_json, read_template
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx_data"  # the name that transformers.js looks for
@@ -43,6 +43,7 @@ def build_onnx(model: Path, out: Path) -> None:
     copy_files(model, out, MODEL_FILES)
     _set_stop_tokens(out)
     _finish_graph(out)
+    _repeat_template(out)
 
 
 def save_graph(model: onnx.ModelProto, out: Path) -> None:
@@ -70,6 +71,13 @@ def _set_stop_tokens(package: Path) -> None:
     settings = json.loads(path.read_text("utf-8"))
     settings["model"]["eos_token_id"] = sorted(ChatTokenizer.from_folder(package).stop_ids)
     path.write_text(json.dumps(settings, indent=4) + "\n", "utf-8")
+
+
+def _repeat_template(package: Path) -> None:
+    """Put the chat template into tokenizer_config.json too: transformers.js looks for it nowhere else."""
+    path = package / "tokenizer_config.json"
+    settings = {**read_json(path), "chat_template": read_template(package)}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
 
 
 def _finish_graph(package: Path) -> None:

@@ -153,7 +153,8 @@ def test_all_engines_keep_it_with_the_real_model(smollm2: Path, tmp_path: Path) 
 
     chat = ChatTokenizer.from_folder(smollm2)
     build_onnx(smollm2, tmp_path)
-    write_gguf(smollm2, tmp_path / "gguf" / "model.gguf", "f16")
+    (tmp_path / "gguf").mkdir()
+    write_gguf(smollm2, tmp_path / "gguf/model.gguf", "f16")
     engines = {"transformers": with_transformers(smollm2), "onnxruntime-genai": with_genai(tmp_path)}
     for package in (tmp_path, tmp_path / "gguf"):
         session = open_session(package, threads=1, context=64)
