@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("script", ["training.compare", "training.step_profile", "distill.compare"])
+@pytest.mark.parametrize("script", ["training.compare", "training.step_profile", "distill.compare", "export.int4"])
 def test_a_benchmark_says_what_it_measures(script: str) -> None:
     command, env = [sys.executable, "-m", f"benchmarks.{script}", "--help"], {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
