@@ -16,6 +16,7 @@ class ExportNode(Settings):
     quant: str
     max_kl: float
     max_tail: float = 10.0
+    int4_blocks: tuple[int, ...] = (32,)
 
 
 class ShapeNode(Settings):
@@ -108,7 +109,8 @@ def plan(recipe: Recipe) -> dict[str, Node]:
             if inputs["full"] not in nodes:
                 package(model_name, model, fmt, full)
         max_kl = recipe.export.max_kl[quant]  # type: ignore[index]
-        config = ExportNode(format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail)
+        blocks = {"int4_blocks": recipe.export.int4_blocks} if quant == "int4" else {}
+        config = ExportNode(format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail, **blocks)
         return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
 
     data_sources = {

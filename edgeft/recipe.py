@@ -238,7 +238,7 @@ class DistillSettings(LoopSettings):
 
 
 GgufQuant = Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"]
-OnnxQuant = Literal["fp32", "int8", "int4"]
+OnnxQuant = Literal["fp32", "fp16", "int8", "int4"]
 
 
 class ExportSettings(Settings):
@@ -247,11 +247,13 @@ class ExportSettings(Settings):
     gguf: tuple[GgufQuant, ...] = ("f16", "q8_0", "q4_k_m")
     """GGUF types for llama.cpp."""
     onnx: tuple[OnnxQuant, ...] = ("fp32", "int8", "int4")
-    """ONNX precisions for onnxruntime."""
+    """ONNX precisions for onnxruntime; fp16 is stored in half precision and computed in single."""
+    int4_blocks: Annotated[tuple[Literal[16, 32, 64, 128], ...], Field(min_length=1)] = (32,)
+    """Weights per scale that are tried for int4, each with zero points and without; what uses its bits best is kept."""
     probe_rows: Annotated[int, Field(ge=8)] = 64
     """Validation rows whose reference answers every package is compared on."""
     max_kl: dict[GgufQuant | OnnxQuant, Annotated[float, Field(gt=0)]] = {
-        "f16": 0.001, "fp32": 0.0001, "q8_0": 0.02, "int8": 0.02, "q6_k": 0.05, "q5_k_m": 0.1,
+        "f16": 0.001, "fp32": 0.0001, "fp16": 0.001, "q8_0": 0.02, "int8": 0.02, "q6_k": 0.05, "q5_k_m": 0.1,
         "q4_k_m": 0.3, "q4_0": 0.8, "int4": 0.8,
     }  # fmt: skip
     """Largest mean KL divergence (nats) from the torch model; a package above it fails the export."""

@@ -1,50 +1,87 @@
-"""The prompt contract: a package turns conversations into the same tokens as the model it was made from."""
+"""The prompt contract: every engine turns conversations into the same tokens as the model that was trained."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from edgeft.bench.session import Session
+from edgeft.bench.conversations import CONTROL_TEXTS, KNOWN_DIFFERENCES, TEXTS, messages_of, with_controls
+from edgeft.bench.session import Messages, Session
 from edgeft.errors import DataError, ParityError
 from edgeft.text.chat import ChatTokenizer
 
-USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
-CONVERSATIONS: list[list[tuple[str, str]]] = [
-    [(USER, "Hello")],
-    [(SYSTEM, "Answer in one line."), (USER, "  two leading spaces, two trailing  ")],
-    [(USER, "first line\nsecond\n\n\tfourth\r\nfifth")],
-    [(USER, "12345 and 3.14 on 2024-02-29, $1,299.00 or 7%: it's I'll don't WE'RE")],
-    [(USER, "Grüße, naïve café, Ünïcode, 你好世界, Привет, שלום, हिन्दी, e\u0301")],
-    [(USER, "👩‍💻🎉 ½ × ∑ → «quotes» “curly” …\u00a0end")],
-    [(USER, '{"a": ["b", {"c": null}], "d": "<e> & \\"f\\""}'), (ASSISTANT, "ok\n{}"), (USER, "_x__y = z[0] ** 2")],
-    [(SYSTEM, ""), (USER, "one"), (ASSISTANT, "two"), (USER, "three"), (ASSISTANT, "four"), (USER, "five")],
-]  # fmt: skip
+Encoder = Callable[[Messages], list[int]]  # a conversation -> ids up to where the assistant answers
 
 
-def check_contract(session: Session, chat: ChatTokenizer) -> int:
-    """Compare prompts, answers, their text and the end of a turn; returns the number of conversations compared.
+def conversations(chat: ChatTokenizer) -> dict[str, Messages]:
+    """All conversations by name, those with control tokens filled with the model's own."""
+    by_id = {c.id: c.text for c in chat.controls}
+    probe = chat.prompt_ids(messages_of(TEXTS["a word"]))
+    start = next((by_id[i] for i in probe if i in by_id), chat.turn_end)
+    everything = "".join(c.text for c in chat.controls)
+    filled = {name: with_controls(turns, start, chat.turn_end, everything) for name, turns in CONTROL_TEXTS.items()}
+    return {name: messages_of(turns) for name, turns in TEXTS.items()} | filled
 
+
+def check_contract(
+    session: Session, chat: ChatTokenizer, engines: Mapping[str, Encoder] | None = None
+) -> dict[str, int]:
+    """Compare prompts, answers, their text and the ends of turns; returns how many conversations each engine was given.
+
+    `engines` are others that read the same package, by name. They are not given what looks like a control token: most
+    take it for one. The session is, and must keep it text. A conversation that the template refuses is left out, and a
+    known difference.
     Raises ParityError with the first difference.
     """
+    engines = engines or {}
+    _check_stops(session, chat)
+    counts = dict.fromkeys([session.runtime, *engines], 0)
+    for name, messages in conversations(chat).items():
+        try:
+            expected = chat.prompt_ids(messages)
+        except DataError:
+            continue
+        _check_controls(name, messages, expected, chat)
+        _same(f"the prompt of {name!r} in {session.runtime}", session.prompt_ids(messages), expected)
+        text = messages[-1]["content"]
+        answer = chat.answer_ids(text)
+        _same(f"the answer of {name!r} in {session.runtime}", session.answer_ids(text), answer)
+        _same(f"the text of {name!r} in {session.runtime}", session.decode(answer), chat.decode(answer))
+        counts[session.runtime] += 1
+        if chat.hide(messages).originals:
+            continue
+        for engine, encode in engines.items():
+            if (engine, name) in KNOWN_DIFFERENCES:
+                continue
+            _same(f"the prompt of {name!r} in {engine}", encode(messages), expected)
+            counts[engine] += 1
+    return counts
+
+
+def _check_stops(session: Session, chat: ChatTokenizer) -> None:
     end_of_turn = chat.answer_ids("")[-1]
     if end_of_turn not in session.stop_ids:
         raise ParityError(
             f"the package does not stop at the end of a turn (token {end_of_turn}), only at {sorted(session.stop_ids)}",
             "answers would never end: report this model",
         )
-    compared = 0
-    for turns in CONVERSATIONS:
-        messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
-        try:
-            expected = chat.prompt_ids(messages)
-        except DataError:
-            continue  # some templates take no system turn
-        _same(f"the prompt of {turns[-1][1]!r}", session.prompt_ids(messages), expected)
-        answer = chat.answer_ids(turns[-1][1])
-        _same(f"the answer {turns[-1][1]!r}", session.answer_ids(turns[-1][1]), answer)
-        _same(f"the text of the answer {turns[-1][1]!r}", session.decode(answer), chat.decode(answer))
-        compared += 1
-    return compared
+    ordinary = sorted(session.stop_ids - chat.stop_ids - {c.id for c in chat.controls})
+    if ordinary:
+        raise ParityError(
+            f"the package stops at {ordinary}, which are no control tokens of the model",
+            "answers would be cut: report this model",
+        )
+
+
+def _check_controls(name: str, messages: Messages, ids: list[int], chat: ChatTokenizer) -> None:
+    """One BOS at most, and no control token that would not be there without anything that looks like one."""
+    bos = chat.tokenizer.token_to_id(chat.bos_token)
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise ParityError(f"the prompt of {name!r} begins with two BOS tokens", "mend the model's chat template")
+    controls = {c.id for c in chat.controls}
+    harmless = [{**message, "content": "x"} for message in messages]
+    expected = [i for i in chat.prompt_ids(harmless) if i in controls]
+    _same(f"the control tokens in the prompt of {name!r}", [i for i in ids if i in controls], expected)
 
 
 def _same(what: str, found: Any, expected: Any) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +21,12 @@ from edgeft.bench.session import Logits, Messages
 from edgeft.errors import DataError, ModelError
 from edgeft.text.chat import render_template
 from edgeft.text.prefix import common_prefix
+from edgeft.text.spelling import Control, hide, spell
 
 SLOTS = 16  # sequences decoded together
 SCORE_TOKENS = 512  # tokens of teacher-forced rows per call: enough to fill the matrix products
 PREFIX = 0  # the sequence that holds the common prefix; the slots are 1..SLOTS
+PARSED = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN  # found in a text only where that is asked for
 KV_TYPES = {"f16": lib.GGML_TYPE_F16, "f32": lib.GGML_TYPE_F32}
 
 
@@ -157,13 +160,14 @@ class LlamaCppSession:
         return answers
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        return self._tokenize(self._render(messages, add_generation_prompt=True))
+        hidden = hide(list(messages), self._controls)
+        return self._encode(self._render(hidden.value, add_generation_prompt=True), hidden.originals)
 
     def answer_ids(self, text: str) -> list[int]:
-        question = {"role": "user", "content": "?"}
+        question, hidden = {"role": "user", "content": "?"}, hide(text, self._controls)
         prompt = self._render([question], add_generation_prompt=True)
-        whole = self._render([question, {"role": "assistant", "content": text}], add_generation_prompt=False)
-        ids = self._tokenize(whole.removeprefix(prompt))
+        whole = self._render([question, {"role": "assistant", "content": hidden.value}], add_generation_prompt=False)
+        ids = self._encode(whole.removeprefix(prompt), hidden.originals)
         ends = [i for i, token in enumerate(ids) if token in self.stop_ids]
         if not whole.startswith(prompt) or not ends:
             raise ModelError(
@@ -184,11 +188,27 @@ class LlamaCppSession:
                 return buffer.raw[:written]
             size = -written
 
-    def _tokenize(self, text: str) -> list[int]:
+    @cached_property
+    def _controls(self) -> tuple[Control, ...]:
+        attributes = [lib.llama_vocab_get_attr(self._model.vocab, i) for i in range(self.vocab_size)]
+        return tuple(
+            Control(
+                self._text(i), i, bool(attr & lib.LLAMA_TOKEN_ATTR_LSTRIP), bool(attr & lib.LLAMA_TOKEN_ATTR_RSTRIP)
+            )
+            for i, attr in enumerate(attributes)
+            if attr & PARSED and self._text(i)
+        )
+
+    def _encode(self, text: str, originals: Mapping[int, str]) -> list[int]:
+        if not originals:
+            return self._tokenize(text)
+        return spell(text, originals, self._controls, lambda part: self._tokenize(part, parse_special=False))
+
+    def _tokenize(self, text: str, parse_special: bool = True) -> list[int]:
         raw = text.encode("utf-8")
         room = len(raw) + 8  # a token stands for at least one byte
         buffer = (lib.llama_token * room)()
-        written = lib.llama_tokenize(self._model.vocab, raw, len(raw), buffer, room, False, True)
+        written = lib.llama_tokenize(self._model.vocab, raw, len(raw), buffer, room, False, parse_special)
         return list(buffer[:written])
 
     def _render(self, messages: Messages, add_generation_prompt: bool) -> str:

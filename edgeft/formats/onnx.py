@@ -10,10 +10,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+import onnx
+
 from edgeft.errors import ModelError
-from edgeft.text.chat import ChatTokenizer
+from edgeft.text.chat import ChatTokenizer, read_json, read_template
 
 GRAPH = "model.onnx"
+WEIGHTS = "model.onnx_data"  # the name that transformers.js looks for
 SETTINGS = "genai_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
@@ -39,6 +42,14 @@ def build_onnx(model: Path, out: Path) -> None:
         )
     copy_files(model, out, MODEL_FILES)
     _set_stop_tokens(out)
+    _finish_graph(out)
+    _repeat_template(out)
+
+
+def save_graph(model: onnx.ModelProto, out: Path) -> None:
+    """Write a graph and, beside it, its weights."""
+    (out.parent / WEIGHTS).unlink(missing_ok=True)  # onnx would append to it
+    onnx.save(model, out, save_as_external_data=True, all_tensors_to_one_file=True, location=WEIGHTS)
 
 
 def copy_companions(source: Path, out: Path) -> None:
@@ -60,3 +71,27 @@ def _set_stop_tokens(package: Path) -> None:
     settings = json.loads(path.read_text("utf-8"))
     settings["model"]["eos_token_id"] = sorted(ChatTokenizer.from_folder(package).stop_ids)
     path.write_text(json.dumps(settings, indent=4) + "\n", "utf-8")
+
+
+def _repeat_template(package: Path) -> None:
+    """Put the chat template into tokenizer_config.json too: transformers.js looks for it nowhere else."""
+    path = package / "tokenizer_config.json"
+    settings = {**read_json(path), "chat_template": read_template(package)}
+    path.write_text(json.dumps(settings, indent=2, ensure_ascii=False, sort_keys=True) + "\n", "utf-8")
+
+
+def _finish_graph(package: Path) -> None:
+    """Fix the head size in the shapes of keys and values, and rename the weights: transformers.js needs both."""
+    model = onnx.load(package / GRAPH, load_external_data=False)
+    head_size = json.loads((package / SETTINGS).read_text("utf-8"))["model"]["decoder"]["head_size"]
+    for value in (*model.graph.input, *model.graph.output):
+        if value.name.startswith(("past_key_values.", "present.")):
+            value.type.tensor_type.shape.dim[3].dim_value = head_size
+    written = {e.value for i in model.graph.initializer for e in i.external_data if e.key == "location"}
+    for initializer in model.graph.initializer:
+        for entry in initializer.external_data:
+            if entry.key == "location":
+                entry.value = WEIGHTS
+    onnx.save(model, package / GRAPH)
+    for name in written:
+        (package / name).rename(package / WEIGHTS)

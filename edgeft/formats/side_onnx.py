@@ -22,6 +22,7 @@ from edgeft.formats.sides import EMBEDDING, HEAD, LAST_NORM, Floats, Side, Tenso
 MATRIX = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/MatMul")
 NORM = re.compile(r"model\.layers\.(\d+)\.(?:(\w+layernorm)|attn\.([qk]_norm)\.layernorm)\.weight")
 PARTS = ("q_proj", "k_proj", "v_proj")
+CODES, SCALES = "_q8", "_scale"  # how our own quantised graphs call the two parts of a table
 Read = Callable[[], Floats]
 
 
@@ -32,6 +33,7 @@ def onnx_side(path: Path) -> Side:
     except Exception as error:  # protobuf's own class of error is private
         raise ModelError(f"{path}: not a readable ONNX graph: {error}", "export the package again") from None
     stored = {i.name: i for i in graph.initializer}
+    stored |= {n.output[0]: stored[n.input[0]] for n in graph.node if n.op_type == "Cast" and n.input[0] in stored}
     folder, config = path.parent, read_config(path.parent)
     facts = {**config_facts(config), **tokenizer_facts(folder), **_facts(graph, stored, config, folder)}
     tensors = dict(_tensors(graph, stored, facts, folder))
@@ -55,9 +57,11 @@ def _tensors(graph: Any, stored: dict[str, Any], facts: dict[str, Any], folder: 
                 yield HEAD, tensor
         elif "Gather" in node.op_type and node.input[1] == "input_ids":
             name = transposed.get(node.input[0], node.input[0])
-            if node.op_type == "Gather":
+            if name.endswith(CODES):
+                yield EMBEDDING, _table_of_codes(name, stored, folder)
+            elif node.op_type == "Gather" and not name.endswith(SCALES):
                 yield EMBEDDING, Tensor(_kind(stored[name]), _plain(stored[name], folder, name != node.input[0]))
-            else:
+            elif node.op_type != "Gather":
                 yield EMBEDDING, _quantised_table(node, stored, folder)
     for name, tensor in stored.items():
         if (found := NORM.fullmatch(name)) and found[2] == "final_norm_layernorm":
@@ -76,10 +80,15 @@ def _matrix(node: Any, stored: dict[str, Any], folder: Path) -> Tensor:
     return Tensor(f"int{bits}", lambda: _dequantized(inputs, bits, size, width))
 
 
+def _table_of_codes(name: str, stored: dict[str, Any], folder: Path) -> Tensor:
+    """An embedding whose rows our own graphs look up as codes [V, B, C] and scales [V, B], shared with the head."""
+    inputs = [_values(stored[n], folder) for n in (name, name.removesuffix(CODES) + SCALES)]
+    return Tensor("int8", lambda: _dequantized(inputs, 8, stored[name].dims[2], None))
+
+
 def _quantised_table(node: Any, stored: dict[str, Any], folder: Path) -> Tensor:
-    scale = node.input[2].removesuffix("/column")  # as our own graphs share it with the head
-    names = [node.input[0], scale, *node.input[3:4]]
-    inputs = [_values(stored.get(name), folder) for name in names]
+    """An embedding as onnxruntime-genai's builder quantises it."""
+    inputs = [_values(stored.get(node.input[at]), folder) for at in (0, *range(2, len(node.input)))]
     bits, size = int(_attribute(node, "bits", 4)), int(_attribute(node, "block_size", 128))
     return Tensor(f"int{bits}", lambda: _dequantized(inputs, bits, size, None))
 

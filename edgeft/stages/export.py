@@ -5,27 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from edgeft.artifact import CHECKPOINT_DIR, LOG_DIR, Artifact
 from edgeft.bench.contract import check_contract
+from edgeft.bench.engines import engines_of
+from edgeft.bench.golden import needed_context, write_golden
 from edgeft.bench.host import physical_cores
 from edgeft.bench.ladder import Limits, context_for, measure
 from edgeft.bench.session import open_session
-from edgeft.formats import gguf, onnx, onnx_quant
+from edgeft.formats import gguf, onnx, onnx_half, onnx_quant
 from edgeft.formats.diff import check_facts, where_they_part
 from edgeft.formats.hf import count_parameters
+from edgeft.formats.onnx_blocks import Scheme, candidates, uses_bits_best
+from edgeft.formats.parity import differences, summarize
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 
-ONNX_BITS = {"int8": 8, "int4": 4}
+IMPORTANCE = "importance.safetensors"  # {tensor name: mean square of each input}
+CHOICE_ROWS = 24  # rows of the probe on which ways to store 4 bits are compared
 
 
 def run(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Write the package into `out`. Raises ParityError if it does not agree with the model."""
-    _write(cfg, inputs, out, physical_cores())
-    model = inputs["model"].path
-    figures = check(cfg, model, Probe.load(inputs["probe"].path), out, report)
+    model, probe = inputs["model"].path, Probe.load(inputs["probe"].path)
+    choice = _write(cfg, inputs, out, physical_cores(), probe)
+    figures = check(cfg, model, probe, out, report)
+    _write_golden(model, out)
     parameters = count_parameters(model)
     weights = sum(path.stat().st_size for path in out.glob("model.*"))
     return {
@@ -35,6 +44,7 @@ def run(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
         "parameters": parameters,
         "bits_per_weight": weights * 8 / parameters,
         "tensor_types": gguf.tensor_types(out / "model.gguf") if cfg.format == "gguf" else None,
+        "int4_choice": choice,
         **figures,
     }
 
@@ -47,17 +57,29 @@ def check(cfg: ExportNode, model: Path, probe: Probe, package: Path, report: Rep
     session = open_session(package, physical_cores(), context_for(probe))
     limits = Limits(cfg.max_kl, cfg.max_kl * cfg.max_tail)
     try:
-        check_contract(session, ChatTokenizer.from_folder(model))
+        contract = check_contract(session, ChatTokenizer.from_folder(model), engines_of(package, model))
         check_facts(model, package)
         figures = measure(
             session, probe, limits, f"{cfg.format} {cfg.quant}", lambda: where_they_part(model, package), report
         )
     finally:
         session.close()
-    return {"runtime": session.runtime, **figures}
+    return {"runtime": session.runtime, "contract": contract, **figures}
 
 
-def _write(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:
+def _write_golden(model: Path, package: Path) -> None:
+    chat = ChatTokenizer.from_folder(model)
+    session = open_session(package, physical_cores(), needed_context(chat))
+    try:
+        write_golden(session, chat, package)
+    finally:
+        session.close()
+
+
+def _write(
+    cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int, probe: Probe
+) -> list[dict[str, Any]] | None:
+    """Write the package; returns what was measured of each way to store 4 bits, where there was a choice."""
     model = inputs["model"].path
     if cfg.format == "gguf" and cfg.quant == "f16":
         gguf.write_gguf(model, out / "model.gguf", "f16")
@@ -66,8 +88,49 @@ def _write(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int
     elif cfg.quant == "fp32":
         onnx.build_onnx(model, out)
     else:
-        onnx_quant.quantize_graph(inputs["full"].file(onnx.GRAPH), out / onnx.GRAPH, ONNX_BITS[cfg.quant])
+        source = inputs["full"].file(onnx.GRAPH)
         onnx.copy_companions(inputs["full"].path, out)
+        if cfg.quant == "int4":
+            return _write_int4(cfg, inputs, out, threads, probe)
+        if cfg.quant == "int8":
+            onnx_quant.quantize_graph(source, out / onnx.GRAPH, Scheme(8))
+        else:
+            onnx_half.halve_graph(source, out / onnx.GRAPH)
+    return None
+
+
+def _write_int4(
+    cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int, probe: Probe
+) -> list[dict[str, Any]]:
+    """Try every way to store 4 bits on rows of the probe, and keep the one that uses its bits best."""
+    source = inputs["full"].file(onnx.GRAPH)
+    importance = load_file(inputs["importance"].file(IMPORTANCE)) if "importance" in inputs else None
+    schemes = candidates(cfg.int4_blocks)
+    found: list[float] = []
+    for scheme in schemes:
+        onnx_quant.quantize_graph(source, out / onnx.GRAPH, scheme, importance)
+        found.append(_kl_of(out, threads, probe) if len(schemes) > 1 else 0.0)
+    best = uses_bits_best(schemes, found)
+    if best != schemes[-1]:
+        onnx_quant.quantize_graph(source, out / onnx.GRAPH, best, importance)
+    return [
+        {"block": s.block, "zero_points": s.zero_points, "bits": s.bits_per_weight, "kl": kl, "chosen": s == best}
+        for s, kl in zip(schemes, found, strict=True)
+    ]
+
+
+def _kl_of(package: Path, threads: int, probe: Probe) -> float:
+    """Mean KL on some rows of the probe."""
+    ends = np.cumsum([len(at) for at in probe.positions])[:-1]
+    references, next_ids = np.split(probe.logits_PV, ends), np.split(probe.next_ids(), ends)
+    rows = range(0, len(probe.rows), max(1, len(probe.rows) // CHOICE_ROWS))
+    session = open_session(package, threads, context=max(map(len, probe.rows)))
+    try:
+        scored = session.score([(probe.rows[row], probe.positions[row]) for row in rows])
+        parts = [differences(references[row], logits, next_ids[row]) for row, logits in zip(rows, scored, strict=True)]
+    finally:
+        session.close()
+    return summarize(parts).kl_mean
 
 
 def _package_bytes(out: Path) -> int:

@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from edgeft.errors import DataError, ModelError
+from edgeft.text.spelling import Control, Hidden, hide, spell
 
 Messages = Sequence[Mapping[str, Any]]  # {"role": "system" | "user" | "assistant", "content": str}
 
@@ -73,17 +74,43 @@ class ChatTokenizer:
         """The conversation as one text. Raises DataError if the template refuses it."""
         return render_template(self.template, messages, add_generation_prompt, self.bos_token, self.eos_token)
 
-    def encode_text(self, text: str) -> list[int]:
-        """Token ids; special tokens in it are parsed, none is added (the template writes BOS itself)."""
-        return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+    @cached_property
+    def controls(self) -> tuple[Control, ...]:
+        """The special tokens."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return tuple(Control(t.content, i, t.lstrip, t.rstrip) for i, t in sorted(added.items()) if t.special)
+
+    def hide(self, value: Any) -> Hidden:
+        """Messages, or a text, in which nothing looks like a control token any more; to be rendered, then encoded."""
+        return hide(value, self.controls)
+
+    def encode_text(self, text: str, originals: Mapping[int, str] | None = None) -> list[int]:
+        """Token ids; special tokens in it are parsed, none is added (the template writes BOS itself).
+
+        `originals` are those of what was hidden before `text` was rendered: that is spelled out, as plain text.
+        """
+        if not originals:
+            return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
+        return spell(text, originals, self.controls, self._encode_plain)
 
     def prompt_ids(self, messages: Messages) -> list[int]:
-        """Token ids of a conversation up to where the assistant answers."""
-        return self.encode_text(self.render(messages, add_generation_prompt=True))
+        """Token ids of a conversation up to where the assistant answers. No text in it becomes a special token."""
+        hidden = self.hide(list(messages))
+        return self.encode_text(self.render(hidden.value, add_generation_prompt=True), hidden.originals)
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer with the end-of-turn token after it."""
-        return self.encode_text(text + self.turn_end)
+        hidden = self.hide(text)
+        return self.encode_text(hidden.value + self.turn_end, hidden.originals)
+
+    def _encode_plain(self, text: str) -> list[int]:
+        return list(self._plain_tokenizer.encode(text, add_special_tokens=False).ids)
+
+    @cached_property
+    def _plain_tokenizer(self) -> Tokenizer:
+        tokenizer = Tokenizer.from_str(self.tokenizer.to_str())
+        tokenizer.encode_special_tokens = True  # as text
+        return tokenizer
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

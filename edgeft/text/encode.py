@@ -70,10 +70,9 @@ def _encode(chat: ChatTokenizer, messages: Messages, where: str) -> Encoded:
     ids: list[int] = []
     trained: list[bool] = []
     done = ""  # the text that `ids` stands for
-    stops = [chat.tokenizer.id_to_token(i) for i in chat.stop_ids]
+    hidden = chat.hide(list(messages))
+    messages = hidden.value
     for number, message in enumerate(messages):
-        if stop := next((text for text in stops if text in message["content"]), None):
-            raise DataError(f"{where}: turn {number + 1} contains the model's control token {stop!r}", "take it out")
         if message["role"] != "assistant":
             continue
         prompt = _render(chat, messages[:number], True, where)
@@ -86,7 +85,7 @@ def _encode(chat: ChatTokenizer, messages: Messages, where: str) -> Encoded:
             )
         answer = whole[len(prompt) : len(whole) - len(chat.turn_tail)]
         for text, learn in ((prompt[len(done) :], False), (answer + chat.turn_end, True)):
-            new = chat.encode_text(text)
+            new = chat.encode_text(text, hidden.originals)
             ids += new
             trained += [learn] * len(new)
         done = whole[: len(prompt) + len(answer) + len(chat.turn_end)]

@@ -14,6 +14,7 @@ from edgeft.cli import main
 from edgeft.errors import ArtifactError
 from edgeft.formats import gguf, onnx, onnx_quant
 from edgeft.formats.diff import Diff, allowed_error, diff, model_order, relative_error
+from edgeft.formats.onnx_blocks import Scheme
 from edgeft.formats.sides import Tensor, open_side
 from tests.formats.tiny_model import LAYERS, tiny_onnx, write_tiny_llama
 
@@ -53,11 +54,11 @@ def test_onnx_packages_equal_their_model_in_every_precision(
 ) -> None:
     model, package = tiny_onnx(tmp_path_factory)
     assert diff(model, package).equal
-    for bits in (8, 4):
-        out = tmp_path / str(bits)
+    for scheme in (Scheme(8), Scheme(4), Scheme(4, 16, zero_points=True)):
+        out = tmp_path / str(scheme)
         out.mkdir()
         onnx.copy_companions(package, out)
-        onnx_quant.quantize_graph(package / "model.onnx", out / "model.onnx", bits)
+        onnx_quant.quantize_graph(package / "model.onnx", out / "model.onnx", scheme)
         found = diff(model, out)
         assert found.equal and len(found.tensors) == 3 + 9 * LAYERS, parts(found)  # the head has a product of its own
         assert max(gap.error for gap in found.tensors) > 1e-3

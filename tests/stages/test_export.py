@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx as onnx_package
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -23,12 +25,13 @@ from edgeft.text.general import general_ids
 from tests.formats.tiny_model import TEXTS, make_probe, tiny_onnx, torch_logits, write_tiny_llama
 
 METRICS = {
-    "format", "quant", "runtime", "bytes", "parameters", "bits_per_weight", "tensor_types", "step_kl_mean", "threshold",
+    "format", "quant", "runtime", "bytes", "parameters", "bits_per_weight", "tensor_types", "int4_choice",
+    "contract", "step_kl_mean", "threshold",
     "kl_mean", "kl_p99", "kl_max", "top1", "perplexity", "perplexity_reference", "n_positions",
     "general", "worst_row", "steps", "steps_together", "greedy", "threshold_p99", "threshold_steps",
 }  # fmt: skip
 GREEDY_TOKENS = 4
-TINY_KL = {"f16": 0.001, "q8_0": 0.05, "fp32": 1e-4, "int8": 0.05, "int4": 2.0}
+TINY_KL = {"f16": 0.001, "q8_0": 0.05, "fp32": 1e-4, "fp16": 1e-3, "int8": 0.05, "int4": 2.0}
 
 
 def finish(folder: Path, kind: str) -> Artifact:
@@ -83,14 +86,24 @@ def ready_build(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPa
     monkeypatch.setattr(onnx, "build_onnx", build)
 
 
-def run(inputs: dict[str, Artifact], fmt: str, quant: str, out: Path, max_kl: float | None = None) -> dict[str, Any]:
+def run(
+    inputs: dict[str, Artifact],
+    fmt: str,
+    quant: str,
+    out: Path,
+    max_kl: float | None = None,
+    blocks: tuple[int, ...] = (32,),
+) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
-    cfg = ExportNode(format=fmt, quant=quant, max_kl=TINY_KL[quant] if max_kl is None else max_kl)
+    limit = TINY_KL[quant] if max_kl is None else max_kl
+    cfg = ExportNode(format=fmt, quant=quant, max_kl=limit, int4_blocks=blocks)
     return export.run(cfg, inputs, out, Reporter("export", out))
 
 
 @pytest.mark.parametrize(
-    ("fmt", "full", "quants"), [("gguf", "f16", ["q8_0"]), ("onnx", "fp32", ["int8", "int4"])], ids=["gguf", "onnx"]
+    ("fmt", "full", "quants"),
+    [("gguf", "f16", ["q8_0"]), ("onnx", "fp32", ["fp16", "int8", "int4"])],
+    ids=["gguf", "onnx"],
 )
 def test_every_package_is_written_and_measured(
     fmt: str, full: str, quants: list[str], inputs: dict[str, Artifact], ready_build: None, tmp_path: Path
@@ -115,6 +128,37 @@ def test_every_package_is_written_and_measured(
     sizes = [m["bytes"] for m in metrics.values()]
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
     assert metrics[full]["kl_mean"] < min(metrics[q]["kl_mean"] for q in quants)
+
+
+def test_int4_keeps_what_uses_its_bits_best_and_weighs_errors_by_importance(
+    inputs: dict[str, Artifact], ready_build: None, tmp_path: Path
+) -> None:
+    run(inputs, "onnx", "fp32", tmp_path / "fp32")
+    given = {**inputs, "full": finish(tmp_path / "fp32", "package")}
+    plain = run(given, "onnx", "int4", tmp_path / "plain", blocks=(16, 32))["int4_choice"]
+    assert [(c["block"], c["zero_points"]) for c in plain] == [(16, False), (16, True), (32, False), (32, True)]
+    best = min(plain, key=lambda c: c["kl"] * 4 ** c["bits"])
+    assert [c["chosen"] for c in plain] == [c is best for c in plain] and all(c["kl"] > 0 for c in plain)
+    scales = [i for i in graph_of(tmp_path / "plain").initializer if "mlp.up_proj" in i.name and "scale" in i.name]
+    assert scales[0].dims[1] == 64 // best["block"]
+
+    weights = load_file(inputs["model"].path / "model.safetensors")
+    importance = {n: np.geomspace(1, 1e4, w.shape[1]).astype(np.float32) for n, w in weights.items() if "proj" in n}
+    (tmp_path / "importance").mkdir()
+    save_file(importance, tmp_path / "importance/importance.safetensors")
+    given["importance"] = finish(tmp_path / "importance", "importance")
+    weighted = run(given, "onnx", "int4", tmp_path / "weighted", max_kl=9, blocks=(16, 32))["int4_choice"]
+    assert [c["kl"] for c in weighted] != [c["kl"] for c in plain]
+
+
+def graph_of(package: Path) -> Any:
+    return onnx_package.load(package / "model.onnx", load_external_data=False).graph
+
+
+def test_golden_conversations_stand_beside_every_package(inputs: dict[str, Artifact], tmp_path: Path) -> None:
+    run(inputs, "gguf", "f16", tmp_path)
+    golden = json.loads((tmp_path / "golden.json").read_text("utf-8"))
+    assert golden["runtime"] == "llama.cpp" and any(c.get("answer_ids") for c in golden["conversations"])
 
 
 def test_a_package_of_another_model_is_refused_with_all_figures(inputs: dict[str, Artifact], tmp_path: Path) -> None:
@@ -213,7 +257,7 @@ def test_another_chat_template_breaks_the_prompt_contract(
     model = write_tiny_llama(tmp_path / "model")
     template = (model / "chat_template.jinja").read_text()
     (model / "chat_template.jinja").write_text(template.replace("assistant", "bot"))
-    with pytest.raises(ParityError, match="the prompt of 'Hello' differs"):
+    with pytest.raises(ParityError, match="the prompt of 'a word' in onnxruntime differs"):
         run({**inputs, "model": finish(model, "model")}, "onnx", "fp32", tmp_path / "out")
 
 

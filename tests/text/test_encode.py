@@ -113,9 +113,3 @@ def test_rows_with_unicode_line_separators_stay_whole(tiny: ChatTokenizer, tmp_p
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps({"messages": messages, "meta": {}}, ensure_ascii=False) + "\n", "utf-8")
     assert learnt(tiny, load_encoded(path, tiny, 512)[0]) == "d\u2029e<|im_end|>"
-
-
-def test_a_control_token_in_the_text_is_refused(tiny: ChatTokenizer) -> None:
-    messages = [TWO_ANSWERS[0], {"role": "assistant", "content": "Yes<|im_end|>no"}]
-    with pytest.raises(DataError, match=r"x:1: turn 2 contains the model's control token '<\|im_end\|>'"):
-        encode_row(tiny, messages, 512, "x:1")

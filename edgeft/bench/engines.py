@@ -1,0 +1,52 @@
+"""Other readers of a model's tokenizer and chat template, for the prompt contract."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from edgeft.bench.contract import Encoder
+from edgeft.bench.session import Messages
+from edgeft.errors import ModelError
+
+GENAI_SETTINGS = "genai_config.json"
+
+
+def engines_of(package: Path, model: Path) -> dict[str, Encoder]:
+    """transformers, and for an ONNX package onnxruntime-genai."""
+    engines = {"transformers": with_transformers(model)}
+    if (package / GENAI_SETTINGS).is_file():
+        engines["onnxruntime-genai"] = with_genai(package)
+    return engines
+
+
+def with_transformers(folder: Path) -> Encoder:
+    """transformers' own chat template and tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def encode(messages: Messages) -> list[int]:
+        text = str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return ids
+
+    return encode
+
+
+def with_genai(package: Path) -> Encoder:
+    """onnxruntime-genai's chat template and tokenizer of an ONNX package; the graph is not loaded."""
+    import onnxruntime_genai as genai
+
+    try:
+        tokenizer = genai.Tokenizer(genai.Config(str(package)))
+    except Exception as error:  # its exceptions share no other base
+        raise ModelError(
+            f"onnxruntime-genai cannot read the tokenizer of {package}: {error}", "export to GGUF only"
+        ) from error
+
+    def encode(messages: Messages) -> list[int]:
+        text = tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
+        return [int(i) for i in tokenizer.encode(text)]
+
+    return encode
