@@ -24,7 +24,7 @@ def adopt_tokenizer(student: Path, teacher: Path) -> tuple[list[int], dict[str, 
     """
     ours, theirs = _read(student), _read(teacher)
     if difference := _difference(ours, theirs):
-        raise _another_tokenizer(student, teacher, difference)
+        raise _another_tokenizer(difference)
     template_changed = read_template(student) != read_template(teacher)
     copy_tokenizer(teacher, student)
     fewer = not _added(theirs).items() <= _added(ours).items()
@@ -36,7 +36,7 @@ def adopt_tokenizer(student: Path, teacher: Path) -> tuple[list[int], dict[str, 
     texts = {i: text for text, i in chat.tokenizer.get_vocab(with_added_tokens=True).items()}
     ids = [id_of[texts[i]] if i in texts else i for i in range(chat.end_id)]
     if [ids[i] for i in chat.prompt_ids(PROBE)] != asker.prompt_ids(PROBE):
-        raise _another_tokenizer(student, teacher, "the teacher's chat template needs tokens that the student lacks")
+        raise _another_tokenizer("the teacher's chat template needs tokens that the student lacks")
     return ids, {
         "tokenizer": FEWER if fewer else SAME,
         "tokens": len(texts),
@@ -68,7 +68,7 @@ def _read(folder: Path) -> dict[str, Any]:
     return value
 
 
-def _another_tokenizer(student: Path, teacher: Path, why: str) -> ModelError:
+def _another_tokenizer(why: str) -> ModelError:
     return ModelError(
         f"student.model has another tokenizer than the teacher ({why}), so it cannot learn its token probabilities",
         "set targets.kind: answers, to learn what the teacher writes; or take a student of the teacher's family",

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from edgeft.artifact import Artifact
+from edgeft.errors import ModelError
 from edgeft.formats.hf import load_model, save_model
 from edgeft.progress import Reporter
 from edgeft.recipe import DistillSettings
@@ -80,6 +81,12 @@ def _material(
     if known:
         student_ids_V = student_ids(known.teacher_ids, known.teacher_vocab_size)
         targets = [translate(row, student_ids_V) for row in targets]
+    differing = sum(sum(row.trained) != len(kept.tail_N) for row, kept in zip(rows, targets, strict=True))
+    if differing:
+        raise ModelError(
+            f"the student cuts {differing} of {len(rows)} training rows into other tokens than the teacher",
+            "set targets.kind: answers, or take out the special tokens that only the teacher knows",
+        )
     return Material(rows, targets, None, shared_tokens(rows))
 
 

@@ -120,6 +120,13 @@ def test_a_student_with_another_tokenizer_learns_no_probabilities(tmp_path: Path
     assert student_of(tmp_path / "alone", other, None).kind == "model"  # fit to learn answers
 
 
+def test_rows_that_are_not_those_of_the_targets_are_refused(plain: dict[str, Artifact], tmp_path: Path) -> None:
+    lines = plain["dataset"].file("train.jsonl").read_text().splitlines(keepends=True)
+    files = {"train.jsonl": "".join(lines).replace('."', '..."', 1), "validation.jsonl": lines[0]}
+    with pytest.raises(ModelError, match="cuts 1 of 12 training rows into other tokens"):
+        distilled(tmp_path / "out", plain | {"dataset": write_artifact(tmp_path / "data", "dataset", files)})
+
+
 @pytest.fixture
 def spoken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """In place of a teacher: an answer in capitals, none to the first of a shard; returns the sizes of its shards."""
