@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -230,7 +231,7 @@ def _check_models(recipe: Recipe) -> list[str]:
     student = recipe.student
     if student and student.model:
         found.append(_check_model("student", student.model, student.revision, student.sha256))
-    return found
+    return found + _check_shape(recipe)
 
 
 def _check_model(section: str, model: str, revision: str | None, sha256: str | None) -> str:
@@ -247,6 +248,24 @@ def _check_model(section: str, model: str, revision: str | None, sha256: str | N
     if sha256 and path.is_file() and file_sha256(path) != sha256.lower():
         raise ModelError(f"{section}.model {path}: sha256 is {file_sha256(path)}, the recipe says {sha256}")
     return f"{section}.model: {path}"
+
+
+def _check_shape(recipe: Recipe) -> list[str]:
+    """The shape a student is cut to: no larger than the base model's, which is the teacher's too."""
+    from types import SimpleNamespace
+
+    from edgeft.formats.gguf_read import read_shape
+    from edgeft.formats.hf import read_config
+    from edgeft.shrink.goal import goal_of
+    from edgeft.stages.base import locate
+
+    student, model = recipe.student, recipe.base.model
+    on_disk = model.startswith("pypi:") or Path(model).is_absolute()
+    if not student or student.model or student.decode_speedup or not on_disk:
+        return []
+    base = locate(recipe.base)
+    goal = goal_of(student, SimpleNamespace(**(read_config(base) if base.is_dir() else read_shape(base))))
+    return [f"student: {', '.join(f'{name} {size}' for name, size in asdict(goal).items())}"]
 
 
 def quiet_libraries() -> None:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from edgeft.recipe import BaseSettings, BenchSettings, Precision, Recipe, Settings, StudentSettings, TaskSettings
+from edgeft.recipe import (
+    BaseSettings,
+    BenchSettings,
+    DistillSettings,
+    Precision,
+    Recipe,
+    Settings,
+    StudentSettings,
+    TaskSettings,
+)
 
 
 class ExportNode(Settings):
@@ -34,6 +45,7 @@ class StudentNode(Settings):
     student: StudentSettings
     max_tokens: int
     precision: Precision
+    steps_left: int = 1  # cuts until the shape is reached, this one included
 
 
 class TransferNode(Settings):
@@ -136,24 +148,26 @@ def plan(recipe: Recipe) -> dict[str, Node]:
         if "transfer" in nodes or recipe.targets.kind == "answers":
             transfer = {"transfer": "transfer"} if "transfer" in nodes else {}
             taught["dataset"] = add("answers", "answers", _answers(recipe), taught | transfer)
-        if not student.model:
-            cut = StudentNode(student=student, max_tokens=recipe.distill.max_tokens, precision=recipe.distill.precision)
-            cutting = dict(taught)
-            if student.decode_speedup:
-                timing = ShapeNode(
-                    decode_speedup=student.decode_speedup,
-                    vocabulary=student.vocabulary,
-                    quant="q8_0",
-                    threads=recipe.bench.threads,
-                )
-                cutting["shape"] = add("shape", "shape", timing, {"model": teacher})
-            add("student", "student", cut, cutting)
-        healing = {"model": "student", "dataset": taught["dataset"]}
+        cutting, healing = {"dataset": taught["dataset"]}, {"dataset": taught["dataset"]}
+        if student.decode_speedup:
+            timing = ShapeNode(
+                decode_speedup=student.decode_speedup,
+                vocabulary=student.vocabulary,
+                quant="q8_0",
+                threads=recipe.bench.threads,
+            )
+            cutting["shape"] = add("shape", "shape", timing, {"model": teacher})
         if recipe.targets.kind == "tokens":
             healing["targets"] = add("targets", "targets", recipe.targets, taught)
         if recipe.distill.needs_teacher:
             healing["teacher"] = teacher
-        models["student"] = add("distill", "distill", recipe.distill, healing)
+        models["student"] = teacher
+        for suffix, cut, lesson in student_steps(recipe):
+            raw = f"student{suffix}"
+            if not student.model:
+                add(raw, "student", cut, {"model": models["student"], **cutting})
+            models["student"] = add(f"distill{suffix}", "distill", lesson, {"model": raw, **healing})
+            cutting["cut"] = raw
 
     probe = ProbeNode(rows=recipe.export.probe_rows, max_tokens=recipe.train.max_tokens)
     packages: dict[str, str] = {}
@@ -172,7 +186,7 @@ def plan(recipe: Recipe) -> dict[str, Node]:
     shots = measure.model_copy(update={"few_shot": recipe.bench.few_shot})
     benches.append(add("bench-base_fewshot-gguf-q8_0", "bench", shots, {"package": floor, "dataset": data}))
     benches.append(add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": data}))
-    curves = {"train": adapter} | ({"distill": models["student"]} if recipe.student else {})
+    curves = {"train": adapter} | {node.name: node.name for node in nodes.values() if node.stage == "distill"}
     shown = {
         **curves,
         "merge": teacher,
@@ -198,3 +212,27 @@ def _answers(recipe: Recipe) -> AnswersNode:
         max_tokens=targets.max_tokens,
         precision=targets.precision,
     )
+
+
+def student_steps(recipe: Recipe) -> Iterator[tuple[str, StudentNode, DistillSettings]]:
+    """Each cut with its healing and what their nodes' names end in; the last one's in nothing.
+
+    The healings share the epochs and evaluations equally, each with a seed and so an order of rows of its own. The
+    vocabulary is cut first, so that all that follows is cheaper.
+    """
+    student, distill = recipe.student, recipe.distill
+    if not student:
+        return
+    for left in range(student.steps, 0, -1):
+        cut = StudentNode(
+            student=student if left == student.steps else student.model_copy(update={"vocabulary": None}),
+            max_tokens=distill.max_tokens,
+            precision=distill.precision,
+            steps_left=left,
+        )
+        shared = {
+            "epochs": distill.epochs / student.steps,
+            "evaluations": math.ceil(distill.evaluations / student.steps),
+            "seed": distill.seed + left - 1,
+        }
+        yield "" if left == 1 else f"-{student.steps - left + 1}", cut, distill.model_copy(update=shared)

@@ -16,6 +16,8 @@ from edgeft.errors import RecipeError
 Precision = Literal["auto", "bf16", "fp32"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
+WIDTH_UNIT = 32  # weights of a row that every quantised package takes together
+Width = Annotated[int, Field(gt=0, multiple_of=WIDTH_UNIT)]
 
 
 class Settings(BaseModel):
@@ -168,10 +170,20 @@ class StudentSettings(Settings):
     """sha256 of its .gguf file; checked when given."""
     decode_speedup: Annotated[float, Field(gt=1)] | None = None
     """How many times as fast as the teacher it decodes: layers and ffn are then chosen, by timing shapes here."""
-    layers: Positive = 15
-    """Layers kept: those without which the loss on your training rows rises most."""
+    layers: Positive | None = 15
+    """Layers kept; null keeps all."""
+    layer_choice: Literal["loss", "influence", "block"] = "loss"
+    """Which layers go: one by one by the loss on your rows; or those, or the block, that change states least."""
+    ffn: Width | None = None
+    """Feed-forward channels kept in each layer: those that add most on your rows. A multiple of 32; null keeps all."""
+    hidden: Width | None = None
+    """Channels of the hidden state kept, likewise. Multiples of 256 are best for GGUF's k-quants; null keeps all."""
+    kv_heads: Positive | None = None
+    """Key-value heads kept in each layer with their query heads, likewise; null keeps all."""
     vocabulary: Positive | None = None
     """Tokens kept: those your training rows need, however many, all bytes, and the commonest others; null keeps all."""
+    steps: Positive = 1
+    """Cuts until that shape is reached, equal ones; each is healed with an equal share of distill.epochs."""
 
     @model_validator(mode="after")
     def _one_way_to_a_shape(self) -> StudentSettings:

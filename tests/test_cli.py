@@ -18,6 +18,7 @@ import pytest
 from edgeft import __version__, cli, commands
 from edgeft.artifact import open_artifact
 from tests import fakes
+from tests.formats.tiny_gguf import write_gguf
 
 ROOT = Path(__file__).resolve().parent.parent
 Captured = pytest.CaptureFixture[str]
@@ -196,15 +197,23 @@ def test_a_mistake_gives_one_message_and_exit_code_2(desk: Path, capsys: Capture
     assert said in err and out == "" and "Traceback" not in err
 
 
-def test_validate_counts_rows_and_checks_the_base(desk: Path, capsys: Captured) -> None:
+@pytest.mark.parametrize(("layers", "code"), [(2, 0), (3, 2)])
+def test_validate_counts_rows_and_checks_the_base_and_the_students_shape(
+    desk: Path, capsys: Captured, layers: int, code: int
+) -> None:
     row = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
     (desk / "rows.jsonl").write_text((json.dumps(row) + "\n") * 3)
-    (desk / "model.gguf").write_bytes(b"GGUF")
-    sets = [f"data.{split}=rows.jsonl" for split in ("train", "validation", "test")] + ["base.model=model.gguf"]
+    write_gguf(desk / "model.gguf")
+    sets = [f"data.{split}=rows.jsonl" for split in ("train", "validation", "test")]
+    sets += ["base.model=model.gguf", f"student.layers={layers}", "student.ffn=32"]
     flags = [part for text in sets for part in ("--set", text)]
-    assert edgeft("validate", "fake", *flags) == 0
-    out = capsys.readouterr().out
-    assert "data.train: 3 rows" in out and "no problem found" in out
+    assert edgeft("validate", "fake", *flags) == code
+    out, err = capsys.readouterr()
+    if code:
+        assert "student.layers is 3; the model it is cut from has 2" in err
+    else:
+        assert "data.train: 3 rows" in out and "no problem found" in out
+        assert "student: layers 2, kv_heads 2, ffn 32, hidden 32" in out
 
 
 def test_validate_looks_at_a_ready_made_student_and_at_a_transfer_set_too(desk: Path, capsys: Captured) -> None:

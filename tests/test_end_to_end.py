@@ -171,10 +171,19 @@ def test_a_range_test_suggests_a_rate_and_keeps_nothing(recipe: Path, tmp_path: 
 
 
 def test_a_whole_run_ends_in_a_table_and_a_report_and_costs_nothing_twice(recipe: Path, tmp_path: Path) -> None:
-    done = edgeft(recipe, tmp_path)
+    width = {"steps": 2, "layers": 3, "ffn": 64, "hidden": 32, "kv_heads": 1}  # two steps in all widths
+    narrow = [part for name, value in width.items() for part in ("--set", f"student.{name}={value}")]
+    done = edgeft(recipe, tmp_path, *narrow)
     assert done.returncode == 0, done.stderr
     assert "report.html" in done.stdout
     report = artifact(tmp_path, "report")
+    assert {"distill-1", "distill"} <= report.manifest.inputs.keys()
+    shapes = {}
+    for folder in tmp_path.glob("distill-*[0-9a-f]"):
+        config = open_artifact(folder).read_json("config.json")
+        names = ("num_hidden_layers", "intermediate_size", "hidden_size", "num_key_value_heads", "vocab_size")
+        shapes[open_artifact(folder).manifest.made_by["node"]] = tuple(config[name] for name in names)
+    assert shapes == {"distill-1": (3, 96, 32, 1, VOCAB - 1), "distill": (3, 64, 32, 1, VOCAB - 1)}
     rows = {(r["name"], r["format"], r["quant"]): r for r in report.read_json("table.json")}
     assert {name for name, _, _ in rows} == {"teacher", "student", "base_fewshot", "svm"}
     student = rows["student", "gguf", "f16"]
@@ -187,7 +196,7 @@ def test_a_whole_run_ends_in_a_table_and_a_report_and_costs_nothing_twice(recipe
     assert all(not verify(open_artifact(p.parent)) for p in tmp_path.glob("*/manifest.json"))
 
     start = time.monotonic()
-    again = edgeft(recipe, tmp_path)
+    again = edgeft(recipe, tmp_path, *narrow)
     assert again.returncode == 0
     assert time.monotonic() - start < 10
     assert "done in" not in again.stdout + again.stderr

@@ -260,3 +260,23 @@ def test_a_quantised_package_brings_its_full_precision_one(tmp_path: Path) -> No
     assert nodes["student-gguf-q8_0"].inputs["full"] == "student-gguf-f16"
     assert "bench-student-gguf-f16" not in nodes  # made, but not asked for
     assert not any("onnx" in name for name in nodes)
+
+
+def test_a_student_cut_in_steps_is_healed_after_each_and_ends_under_the_same_names(tmp_path: Path) -> None:
+    settings = ("student.steps=3", "student.vocabulary=999", "distill.epochs=3", "distill.evaluations=4")
+    once, nodes = (plan(load_recipe(fakes.write_recipe(tmp_path), given)) for given in (settings[1:], settings))
+    chain = [name for name, node in nodes.items() if node.stage in ("student", "distill")]
+    assert chain == ["student-1", "distill-1", "student-2", "distill-2", "student", "distill"]
+    for before, name in zip(chain, chain[1:], strict=False):
+        assert nodes[name].inputs["model"] == before
+    assert nodes["student-1"].inputs["model"] == "merge" and "cut" not in nodes["student-1"].inputs
+    assert (nodes["student-2"].inputs["cut"], nodes["student"].inputs["cut"]) == ("student-1", "student-2")
+    assert {nodes[name].inputs["targets"] for name in chain[1::2]} == {"targets"}
+    cuts = [nodes[name].config.model_dump() for name in chain[::2]]
+    assert [(cut["steps_left"], cut["student"]["vocabulary"]) for cut in cuts] == [(3, 999), (2, None), (1, None)]
+    healings = [nodes[name].config.model_dump() for name in chain[1::2]]
+    assert [(h["epochs"], h["evaluations"], h["seed"]) for h in healings] == [(1, 2, 2), (1, 2, 1), (1, 2, 0)]
+    assert [n for n in once if n not in nodes] == []
+    assert {n for n in nodes if n not in once} == set(chain[:-2])
+    assert set(chain[1::2]) <= nodes["report"].inputs.keys()
+    assert once["distill"].config.model_dump()["epochs"] == 3

@@ -26,7 +26,7 @@ from edgeft.formats.weights import open_weights
 from edgeft.text.chat import ChatTokenizer
 
 DIGIT = r"\p{N}"
-ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA}
+ARCHITECTURES = {"LlamaForCausalLM": gguf.MODEL_ARCH.LLAMA, "MistralForCausalLM": gguf.MODEL_ARCH.LLAMA}
 QUANTS = {
     "q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0,
     "q6_k": lib.LLAMA_FTYPE_MOSTLY_Q6_K,
@@ -114,6 +114,11 @@ def _architecture(config: dict[str, Any]) -> gguf.MODEL_ARCH:
         raise ModelError(
             f"rope scaling {scaling!r} cannot be written as GGUF yet; only unscaled rotary positions are known",
             "choose a base model without rope scaling or export to ONNX only",
+        )
+    if config.get("sliding_window"):
+        raise ModelError(
+            f"attention to a window of {config['sliding_window']} tokens cannot be written as GGUF's llama",
+            "choose a base model without a sliding window or export to ONNX only",
         )
     if config.get("hidden_act", "silu") != "silu":
         raise ModelError(f"activation {config['hidden_act']} is not llama's (silu)", "choose another base model")

@@ -57,17 +57,7 @@ def read_gguf(path: Path) -> GgufModel:
 
     Raises ModelError if it is damaged, or holds something that a plain LlamaForCausalLM does not express.
     """
-    try:
-        reader = gguf.GGUFReader(path)
-    except (ValueError, OSError, IndexError) as error:
-        raise ModelError(f"{path}: not a readable GGUF file: {error}", "fetch the file again") from None
-    meta = dict(reader.fields)
-    architecture = _value(meta, "general.architecture", path)
-    if architecture != "llama":
-        raise ModelError(
-            f"{path}: architecture {architecture!r}; a GGUF base must be of architecture 'llama'",
-            "start from the model's Hugging Face folder or hub id instead",
-        )
+    reader, meta = _open(path)
     weights = _weights(reader, meta, path)
     special = {
         short: int(_value(meta, f"tokenizer.ggml.{name}_token_id", path))
@@ -83,6 +73,33 @@ def read_gguf(path: Path) -> GgufModel:
         special,
         str(_value(meta, "tokenizer.chat_template", path)),
     )
+
+
+def read_shape(path: Path) -> dict[str, int]:
+    """The sizes of the network under the names of config.json. Raises ModelError as `read_gguf` does."""
+    _, meta = _open(path)
+    heads = _value(meta, "llama.attention.head_count", path)
+    return {
+        "num_hidden_layers": int(_value(meta, "llama.block_count", path)),
+        "num_key_value_heads": int(_value(meta, "llama.attention.head_count_kv", path, heads)),
+        "intermediate_size": int(_value(meta, "llama.feed_forward_length", path)),
+        "hidden_size": int(_value(meta, "llama.embedding_length", path)),
+    }
+
+
+def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+    try:
+        reader = gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise ModelError(f"{path}: not a readable GGUF file: {error}", "fetch the file again") from None
+    meta = dict(reader.fields)
+    architecture = _value(meta, "general.architecture", path)
+    if architecture != "llama":
+        raise ModelError(
+            f"{path}: architecture {architecture!r}; a GGUF base must be of architecture 'llama'",
+            "start from the model's Hugging Face folder or hub id instead",
+        )
+    return reader, meta
 
 
 def _value(meta: dict[str, Any], key: str, path: Path, default: Any = None) -> Any:

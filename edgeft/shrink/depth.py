@@ -87,6 +87,7 @@ def keep_layers(model: Any, layers: list[int]) -> Any:
     for number, layer in enumerate(decoder.layers):
         layer.self_attn.layer_idx = number  # the place of its keys and values in the cache
     student.config.num_hidden_layers = len(layers)
-    if getattr(student.config, "layer_types", None):
-        student.config.layer_types = [student.config.layer_types[i] for i in layers]
+    for by_layer in ("layer_types", "no_rope_layers"):
+        if entries := getattr(student.config, by_layer, None):
+            setattr(student.config, by_layer, [entries[i] for i in layers])
     return student

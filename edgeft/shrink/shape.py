@@ -13,6 +13,7 @@ import numpy as np
 
 from edgeft.errors import RecipeError
 
+SHAPE = "shape.json"  # the layers and ffn that were found
 MEASUREMENTS = 8  # shapes that are timed at most, some seconds each
 STEP = 256  # FFN widths are multiples of it: the block of llama.cpp's k-quants
 

@@ -15,7 +15,7 @@ from edgeft.plan import ReportNode
 from edgeft.progress import Reporter
 from edgeft.text.encode import read_rows
 
-CURVES = ("train", "distill")
+CURVES = ("train", "distill")  # and distill-1, distill-2, ... of a student cut in steps
 BENCH = "bench-"
 HOST = f"{LOG_DIR}/host.json"
 
@@ -38,7 +38,7 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
         RunRecord(
             name=cfg.name,
             rows=rows,
-            curves={name: inputs[name].read_json("history.json") for name in CURVES if name in inputs},
+            curves={name: inputs[name].read_json("history.json") for name in inputs if name.startswith(CURVES)},
             merge=inputs["merge"].metrics,
             general=_general(inputs),
             dataset=_rows_found(inputs),

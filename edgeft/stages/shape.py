@@ -17,11 +17,9 @@ from edgeft.formats.gguf import quantize, write_gguf
 from edgeft.formats.hf import read_config, save_model, write_json
 from edgeft.plan import ShapeNode
 from edgeft.progress import Reporter
-from edgeft.shrink.shape import MEASUREMENTS, Shape, find_shape
+from edgeft.shrink.shape import MEASUREMENTS, SHAPE, Shape, find_shape
 from edgeft.shrink.vocabulary import choose_tokens, cut_token_ids, cut_tokenizer
 from edgeft.text.chat import read_json
-
-SHAPE = "shape.json"
 
 
 def run(cfg: ShapeNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:

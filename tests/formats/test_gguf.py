@@ -178,6 +178,7 @@ def test_a_failed_quantisation_says_what_llamacpp_said(tmp_path: Path) -> None:
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
         ({"hidden_act": "gelu"}, "gelu"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, "window of 4096"),
         ({"vocab_size": 100}, "100 tokens"),
     ],
 )

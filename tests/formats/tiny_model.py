@@ -12,7 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from edgeft.formats.probe import Probe
 from edgeft.text.chat import ChatTokenizer
@@ -77,7 +77,7 @@ def write_tiny_llama(folder: Path, tie: bool = True, seed: int = 0, **changes: A
 
 def torch_logits(folder: Path, ids: list[int]) -> NDArray[np.float32]:
     """What torch in float32 predicts after each token [S, V]."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
         logits: NDArray[np.float32] = model(torch.tensor([ids])).logits[0].numpy()
     return logits

@@ -1,11 +1,12 @@
 """Depth cuts keep what they say, in order, and leave the teacher alone."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, SmolLM3Config, SmolLM3ForCausalLM
 
 from edgeft.errors import RecipeError
 from edgeft.shrink.depth import keep_layers, remove_least_needed
@@ -87,6 +88,21 @@ def test_a_student_holds_the_teachers_layers_and_decodes_with_a_cache() -> None:
         cache = student(ids[:, :5], use_cache=True).past_key_values
         stepwise = student(ids[:, 5:], past_key_values=cache).logits[:, -1]
     torch.testing.assert_close(stepwise, whole)
+
+
+def test_what_the_config_says_of_each_layer_goes_with_it(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = SmolLM3Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, no_rope_layers=[1, 0, 1, 0], initializer_range=0.2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    student, ids = keep_layers(SmolLM3ForCausalLM(config).eval(), [1, 2]), torch.arange(8)[None]
+    student.save_pretrained(tmp_path)
+    again = SmolLM3ForCausalLM.from_pretrained(tmp_path).eval()
+    assert again.config.no_rope_layers == [0, 1] and len(again.config.layer_types) == 2
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, student(ids).logits)
 
 
 def test_keeping_all_layers_changes_nothing() -> None:
