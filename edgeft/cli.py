@@ -1,4 +1,4 @@
-"""The command line: the only module that prints results or exits."""
+"""The command line; it, `cli_bench` and `terminal` are the only modules that print results or exit."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeft import __version__
+from edgeft import __version__, cli_bench
 from edgeft.errors import EdgeftError
+from edgeft.terminal import print_results, print_table
 
 # Everything heavier than this is imported inside the commands, so that --help answers at once.
 
@@ -30,7 +31,6 @@ SetOpt = Annotated[
 RunsOpt = Annotated[Path, typer.Option("--runs", envvar="EDGEFT_RUNS", help="Folder of all artifacts.")]
 ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: physical cores.")]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-ProfilesOpt = Annotated[Path | None, typer.Option(help="YAML file with device profiles of your own.")]
 RUNS = Path("runs")
 
 
@@ -55,15 +55,16 @@ def run(
 
     pipeline = commands.open_run(recipe, set_ or (), runs, sys.stderr)
     if dry_run:
-        _print_table(["stage", "state", "folder"], commands.plan_rows(pipeline, to))
+        print_table(["stage", "state", "folder"], commands.plan_rows(pipeline, to))
         return
     commands.quiet_libraries()
     with commands.disk_errors(runs):
         made = pipeline.run(to)
     if is_helper():
         return
+    _remember(runs)
     if "report" in made:
-        _print_results(commands.result_rows(pipeline), made["report"].path)
+        print_results(commands.result_rows(pipeline), made["report"].path)
         return
     for name, artifact in made.items():
         if to in (name, pipeline.nodes[name].stage):
@@ -103,7 +104,7 @@ def show(
     elif pipeline:
         rows = commands.result_rows(pipeline)
         report = pipeline.find("report")
-        print(json.dumps(rows, indent=1)) if as_json else _print_results(rows, report.path if report else None)
+        print(json.dumps(rows, indent=1)) if as_json else print_results(rows, report.path if report else None)
 
 
 @app.command("ls")
@@ -111,88 +112,13 @@ def list_(runs: RunsOpt = RUNS) -> None:
     """List artifacts and unfinished work, newest first."""
     from edgeft import commands
 
-    _print_table(["folder", "kind", "stage", "size", "age", "digest"], commands.list_runs(runs))
+    print_table(["folder", "kind", "stage", "size", "age", "digest"], commands.list_runs(runs))
 
 
-@app.command()
-def bench(
-    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A package's folder, or a recipe: all of its.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
-    ] = None,
-    threads: ThreadsOpt = None,
-    like: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="Give it a device's memory and threads; see `edgeft devices`.")
-    ] = None,
-    profiles: ProfilesOpt = None,
-    as_json: JsonOpt = False,
-    runs: RunsOpt = RUNS,
-) -> None:
-    """Measure packages: speed, memory; with --data accuracy."""
-    from edgeft import commands
-    from edgeft.bench.constrained import bench_like, said
-    from edgeft.bench.profiles import find_profile, load_profiles
-    from edgeft.bench.run import bench_package
-    from edgeft.progress import Reporter
-    from edgeft.recipe import BenchSettings, TaskSettings
-
-    profile = find_profile(like, load_profiles(profiles)) if like else None
-    settings, task = BenchSettings(), TaskSettings()
-    if not commands.find_artifact(package, runs):
-        recipe = commands.open_run(package, (), runs).recipe
-        settings, task = recipe.bench, recipe.task
-    settings = settings.model_copy(update={"threads": threads or settings.threads})
-    test_rows = commands.read_test_rows(data) if data else None
-    rows = []
-    for folder in commands.package_folders(package, runs):
-        report = Reporter(folder.name, stream=sys.stderr)
-        if like and profile:
-            row = bench_like(like, profile, folder, test_rows, settings, task, report)
-        else:
-            row = bench_package(folder, test_rows, settings, task, None, report)["row"]
-        rows.append({**row, "name": row["name"] or folder.name, "path": str(folder)})
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    _print_results(rows)
-    for row in rows if like else ():
-        print("\n" + "\n".join(said(row["like"])))
-
-
-@app.command()
-def devices(
-    packages: Annotated[
-        list[str] | None, typer.Argument(metavar="[PACKAGE]...", help="Packages, or a recipe: all of its.")
-    ] = None,
-    device: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this device; may be repeated.")] = None,
-    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
-    profiles: ProfilesOpt = None,
-    calibrate: Annotated[
-        str | None, typer.Option(metavar="TOKENS_PER_S|FILE", help="One run on the device: its rate, or bench --json.")
-    ] = None,
-    as_json: JsonOpt = False,
-    runs: RunsOpt = RUNS,
-) -> None:
-    """List device profiles; with packages, predict speed, memory and fit."""
-    from edgeft import commands
-    from edgeft.bench import forecast
-    from edgeft.bench.profiles import find_profile, load_profiles
-
-    known = load_profiles(profiles)
-    chosen = {name: find_profile(name, known) for name in device} if device else known
-    if not packages:
-        if as_json:
-            print(json.dumps({name: profile.model_dump() for name, profile in chosen.items()}, indent=1))
-        else:
-            _print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
-        return
-    opened = [forecast.open_package(path) for name in packages for path in commands.package_folders(name, runs)]
-    rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    _print_table(forecast.FORECAST_HEADERS, forecast.forecast_rows(rows), right_from=2)
-    print("\n" + "\n".join(forecast.remarks(rows, prompt_tokens)))
+app.command()(cli_bench.bench)
+app.command()(cli_bench.compare)
+app.command()(cli_bench.history)
+app.command()(cli_bench.devices)
 
 
 @app.command()
@@ -212,7 +138,7 @@ def diff(
     commands.quiet_libraries()
     sides = commands.find_model(a, runs), commands.find_model(b, runs)
     equal, rows = commands.diff_rows(*sides)
-    _print_table(["compared", "found"], rows)
+    print_table(["compared", "found"], rows)
     for name, text in commands.answers_to_row(*sides, row) if row else ():
         print(f"\n{name}: {text}")
     if not equal:
@@ -243,7 +169,7 @@ def lr_find(
         print(json.dumps(found, indent=1))
         return
     shown = points[:: max(1, len(points) // 20)]
-    _print_table(["lr", "loss"], [[f"{point.lr:.2e}", f"{point.loss:.4f}"] for point in shown])
+    print_table(["lr", "loss"], [[f"{point.lr:.2e}", f"{point.loss:.4f}"] for point in shown])
     print(f"suggested peak: --set train.lr={suggested:.1e} (half of the rate where the smoothed loss is lowest)")
 
 
@@ -301,7 +227,10 @@ def schema(
 
 
 def main(args: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0 done, 2 a problem that the user can solve, 130 interrupted."""
+    """Run the command line and exit.
+
+    0 done, 1 a limit of `compare` is not kept, 2 a problem that the user can solve, 130 interrupted.
+    """
     try:
         app(args=args, prog_name="edgeft")
     except EdgeftError as error:
@@ -313,6 +242,12 @@ def main(args: Sequence[str] | None = None) -> NoReturn:
             _fail("interrupted; run the same command to go on", 130)
         raise
     sys.exit(0)
+
+
+def _remember(runs: Path) -> None:
+    from edgeft.bench.history import record
+
+    record(runs)
 
 
 def _fail(text: str, code: int) -> NoReturn:
@@ -339,35 +274,6 @@ def _typed_lines() -> Iterator[str]:
             return
         if line.strip():
             yield line.strip()
-
-
-def _print_results(rows: list[dict[str, Any]], report: Path | None = None) -> None:
-    from edgeft.bench.table import in_order, text_table
-
-    headers, body = text_table(rows)
-    _print_table(headers, body, right_from=2)
-    paths = [(row["name"], row["format"], row["quant"], row["path"]) for row in in_order(rows) if row["path"]]
-    if paths:
-        print("\npackages")
-        for name, fmt, quant, path in paths:
-            print(f"  {name} {fmt} {quant}: {path}")
-    if report:
-        print(f"\nreport: {report / 'report.html'}")
-
-
-def _print_table(headers: list[str], rows: list[list[str]], right_from: int | None = None) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for number, header in enumerate(headers):
-        right = right_from is not None and number >= right_from
-        table.add_column(header, justify="right" if right else "left", no_wrap=True, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # A pipe has no width: never cut what a script will read.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 400).print(table)
 
 
 def _print_verdict(problems: list[str], count: int) -> None:

@@ -19,7 +19,7 @@ from edgeft.errors import ArtifactError, EdgeftError, RecipeError
 if TYPE_CHECKING:
     from edgeft.bench.session import Messages, Session
     from edgeft.pipeline import Pipeline
-    from edgeft.recipe import Recipe
+    from edgeft.recipe import Recipe, TaskSettings
     from edgeft.tune.lr_range import Point
 
 RECIPES = Path("recipes")
@@ -339,6 +339,14 @@ def read_test_rows(path: Path) -> list[dict[str, Any]]:
     rows, problems = load_rows(str(path))
     raise_problems(problems)
     return [{"messages": list(row.messages), "meta": row.meta} for row in rows]
+
+
+def grammar_from(path: Path, task: TaskSettings) -> str:
+    """A grammar of the answers in a file of training rows. Raises DataError if they have no common form."""
+    from edgeft.bench.grammar import grammar_of
+    from edgeft.bench.task import Task
+
+    return grammar_of(read_test_rows(path), Task(task.label, task.fields, task.escalation))
 
 
 def _changed(path: Path) -> float:

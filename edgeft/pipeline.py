@@ -65,9 +65,9 @@ STAGES: dict[str, Stage] = {
     "distill": Stage("model", 8, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 2, "edgeft.stages.probe"),
     "export": Stage("package", 2, "edgeft.stages.export"),
-    "bench": Stage("report", 2, "edgeft.stages.bench"),
+    "bench": Stage("report", 3, "edgeft.stages.bench"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),
-    "report": Stage("report", 1, "edgeft.stages.report"),
+    "report": Stage("report", 2, "edgeft.stages.report"),
 }
 WAIT_S = 0.2  # between two looks at whether another process has finished a stage
 RUNTIMES = ("torch", "transformers", "peft", "bitsandbytes", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")

@@ -90,6 +90,7 @@ class ReportNode(Settings):
     """What `stages/report.py` shows."""
 
     name: str
+    token_price: float | None = None
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ def plan(recipe: Recipe) -> dict[str, Node]:
         **{name: name for name in nodes if name == "transfer"},
         **{bench: bench for bench in benches},
     }
-    add("report", "report", ReportNode(name=recipe.name), shown)
+    add("report", "report", ReportNode(name=recipe.name, token_price=recipe.report.token_price), shown)
     return nodes
 
 

@@ -71,6 +71,8 @@ class TaskSettings(Settings):
     """Key of the class label."""
     fields: str = "entities"
     """Key of the object of extracted values."""
+    escalation: tuple[str, ...] = ()
+    """Labels that pass a conversation on to a person: how well such rows are told from the others is measured."""
 
 
 class LoopSettings(Settings):
@@ -288,11 +290,22 @@ class BenchSettings(Settings):
     decode_tokens: Positive = 64
     """Tokens generated in the speed measurement."""
     repeats: Annotated[int, Field(ge=3)] = 5
-    """Timed repetitions after the warm-up."""
+    """Fewest timed repetitions after the warm-up."""
+    precision: Annotated[float, Field(gt=0)] = 0.02
+    """More are made until the medians are known to this share (half the 95% interval), or the time is over."""
+    seconds: Annotated[float, Field(ge=0)] = 10.0
+    """Time for warm-up and repetitions, after which no more are begun than `repeats`."""
     max_new_tokens: Positive = 160
     """Longest answer in the accuracy measurement."""
     few_shot: Annotated[int, Field(ge=0)] = 12
     """Examples in the prompt of the untouched base model that stands beside yours."""
+
+
+class ReportSettings(Settings):
+    """What the report says besides what was measured."""
+
+    token_price: Annotated[float, Field(gt=0)] | None = None
+    """Price of a million prompt tokens of the model you use now: shows what a request saves; null shows no money."""
 
 
 class Recipe(Settings):
@@ -311,6 +324,7 @@ class Recipe(Settings):
     distill: DistillSettings = DistillSettings(lr=4e-4)
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()
+    report: ReportSettings = ReportSettings()
 
     @field_validator("distill")
     @classmethod

@@ -15,6 +15,8 @@ PACKAGE = ROOT / "edgeft"
 LAYERS = [
     {"__main__"},
     {"cli"},
+    {"cli_bench"},
+    {"terminal", "measuring"},
     {"commands"},
     {"pipeline"},
     {"stages"},

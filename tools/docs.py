@@ -80,7 +80,9 @@ def _default(section: Any, name: str, field: Any) -> str:
     value = getattr(whole, name) if whole is not None and name else field.default
     if isinstance(value, dict):
         return ", ".join(f"{k} {v:g}" for k, v in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else "none" if value is None else str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _args(annotation: Any) -> tuple[Any, ...]:

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 
+from edgeft.bench.scores import (
+    calibration,
+    confusion,
+    escalation,
+    label_table,
+    shares_of_labels,
+    slice_table,
+    slices_of,
+    worst_slice,
+)
 from edgeft.bench.session import Logits, Session
 from edgeft.bench.stats import bootstrap_macro_f1, bootstrap_mean, bootstrap_perplexity, wilson
 from edgeft.bench.task import Task, reply_of
 from edgeft.errors import DataError
 from edgeft.text.answer import first_line_json
+from edgeft.text.prefix import common_prefix
 
-GENERATE_ROWS = 96  # rows between two progress reports; the session batches inside
+LABEL_FIELDS = ("json_valid", "intent_accuracy", "intent_macro_f1", "joint_exact_match")
 Message = dict[str, Any]
 
 
@@ -33,28 +43,32 @@ class Case:
     reference: str
     reference_ids: list[int]
     gold: dict[str, Any] | None
+    slices: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Per-row results (no user text), the figures, and the reasons of those that are None."""
+    """Per-row results (no user text), the figures, the reasons of those that are None, and what lies under them."""
 
     rows: list[dict[str, Any]]
     figures: dict[str, Any]
     absent: dict[str, str]
+    details: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class _Draft:
-    """What scoring a reference answer tells: nats per token, and how many first tokens are the model's own choice."""
+class _Scored:
+    """What the reference answer's logits tell: nats per token, and how sure and right the choice at one token was."""
 
     nll: float
-    agreed: int
+    chance: float | None
+    hit: bool | None
 
 
 def prepare(session: Session, rows: Sequence[dict[str, Any]], task: Task, prefix: Sequence[Message] = ()) -> list[Case]:
     """Tokenise test rows. A `prefix` (system text and examples) replaces a row's own system message."""
     cases = []
+    slices = slices_of([row.get("meta") or {} for row in rows])
     for number, row in enumerate(rows, 1):
         *prompt, last = row["messages"]
         if last["role"] != "assistant" or not prompt:
@@ -69,7 +83,7 @@ def prepare(session: Session, rows: Sequence[dict[str, Any]], task: Task, prefix
         parsed = first_line_json(text)
         row_id = row.get("id") or row.get("meta", {}).get("id")
         gold = parsed if task.complete(parsed) else None
-        cases.append(Case(row_id, session.prompt_ids(prompt), text, session.answer_ids(text), gold))
+        cases.append(Case(row_id, session.prompt_ids(prompt), text, session.answer_ids(text), gold, slices[number - 1]))
     return cases
 
 
@@ -83,20 +97,35 @@ def evaluate(
     cases: Sequence[Case],
     task: Task,
     max_new_tokens: int,
-    on_rows: Callable[[str, int], None] = lambda what, count: None,
+    on_row: Callable[[], None] = lambda: None,
 ) -> Accuracy:
-    """Score the reference answers, then answer every row greedily; `on_rows` hears of finished rows."""
-    drafts = _score_references(session, cases, on_rows)
-    answers = _answers(session, cases, [draft.agreed for draft in drafts], max_new_tokens, on_rows)
-    chrf = CHRF()
-    results = [
-        {"index": i, "id": case.row_id, **_judge(case, answer, task, chrf), "nll": draft.nll,
-         "num_answer_tokens": len(case.reference_ids), "slices": {"label": task.label(case.gold)}}
-        for i, (case, answer, draft) in enumerate(zip(cases, answers, drafts, strict=True))
-    ]  # fmt: skip
+    """Answer every row greedily, with its reference as the draft: scoring that comes with it.
+
+    `on_row` hears of every row that was read.
+    """
+    scored: dict[int, _Scored] = {}
+    fork = len(common_prefix([case.reference_ids for case in cases]))
+
+    def on_draft(index: int, logits_PV: Logits) -> None:
+        scored[index] = _score(logits_PV, np.asarray(cases[index].reference_ids), fork)
+        on_row()
+
+    ids = session.generate(
+        [case.prompt_ids for case in cases], max_new_tokens, [case.reference_ids for case in cases], on_draft
+    )
+    answers = [session.decode(answer) for answer in ids]
     predicted = [task.label(first_line_json(answer)) for answer in answers]
+    known = {task.label(case.gold) for case in cases}
+    results = [
+        {"index": i, "id": case.row_id, **judge(case, answer, task), "nll": scored[i].nll,
+         "num_answer_tokens": len(case.reference_ids), "num_prompt_tokens": len(case.prompt_ids),
+         "num_said_tokens": len(ids[i]), "fork_chance": scored[i].chance, "fork_hit": scored[i].hit,
+         "predicted": predicted[i] if predicted[i] in known else None,
+         "slices": {"label": task.label(case.gold), **case.slices}}
+        for i, (case, answer) in enumerate(zip(cases, answers, strict=True))
+    ]  # fmt: skip
     figures, absent = aggregate(results, predicted, task)
-    return Accuracy(results, figures, absent)
+    return Accuracy(results, figures, absent, details(results, predicted, task, figures))
 
 
 def aggregate(
@@ -109,12 +138,10 @@ def aggregate(
     for name, field in (("json_valid", "json_valid"), ("intent_accuracy", "intent_correct"),
                         ("joint_exact_match", "joint_correct")):  # fmt: skip
         figures[name] = wilson(sum(results[i][field] for i in judged), len(judged)) if judged else None
-    gold = [results[i]["slices"]["label"] for i in judged]
-    figures["intent_macro_f1"] = bootstrap_macro_f1(gold, [predicted[i] for i in judged]) if judged else None
+    gold, said = _labels(results, predicted)
+    figures["intent_macro_f1"] = bootstrap_macro_f1(gold, said) if judged else None
     if not judged:
-        absent |= dict.fromkeys(
-            ("json_valid", "intent_accuracy", "intent_macro_f1", "joint_exact_match"), task.why_no_gold()
-        )
+        absent |= dict.fromkeys(LABEL_FIELDS, task.why_no_gold())
     scores = [row["chrf"] for row in results if row["chrf"] is not None]
     figures["reply_chrf"] = bootstrap_mean(scores) if scores else None
     if not scores:
@@ -123,12 +150,53 @@ def aggregate(
         [row["nll"] * row["num_answer_tokens"] for row in results], [row["num_answer_tokens"] for row in results]
     )
     figures |= {"perplexity": perplexity, "perplexity_95": (low, high), "n_json": len(judged), "n_reply": len(scores)}
+    figures["answer_tokens"] = float(np.median([row["num_answer_tokens"] for row in results]))
+    figures["request_tokens"] = float(np.median([row["num_prompt_tokens"] for row in results]))
+    sure = [row for row in results if row["fork_chance"] is not None]
+    figures["ece"] = calibration(*_chances(sure))["ece"] if sure else None
+    if not sure:
+        absent["ece"] = "all reference answers are the same: there is no token at which they differ"
+    passed = escalation(gold, said, task.escalation) if judged and task.escalation else {}
+    for name in ("precision", "recall"):
+        figures[f"escalation_{name}"] = passed.get(name)
+        if name not in passed:
+            absent[f"escalation_{name}"] = "no row of this kind" if passed else "task.escalation names no labels"
     return figures, absent
 
 
-def _judge(case: Case, answer: str, task: Task, chrf: CHRF) -> dict[str, Any]:
+def details(
+    results: Sequence[dict[str, Any]], predicted: Sequence[str | None], task: Task, figures: dict[str, Any]
+) -> dict[str, Any]:
+    """What lies under the figures, as JSON: labels, confusion, slices, calibration, escalation."""
+    gold, said = _labels(results, predicted)
+    table = slice_table(results)
+    sure = [row for row in results if row["fork_chance"] is not None]
+    found: dict[str, Any] = {"slices": table, "worst_slice": worst_slice(table, figures["joint_exact_match"])}
+    if gold:
+        precision, recall = shares_of_labels(gold, said)
+        found |= {"labels": label_table(gold, said), "macro_precision": precision, "macro_recall": recall}
+        found["confusion"] = confusion(gold, said)
+    if sure:
+        found["calibration"] = calibration(*_chances(sure))
+    if gold and task.escalation:
+        found["escalation"] = escalation(gold, said, task.escalation)
+    return found
+
+
+def _labels(results: Sequence[dict[str, Any]], predicted: Sequence[str | None]) -> tuple[list[str], list[str | None]]:
+    """Gold and predicted label of the rows that have a gold answer."""
+    judged = [i for i, row in enumerate(results) if row["json_valid"] is not None]
+    return [results[i]["slices"]["label"] for i in judged], [predicted[i] for i in judged]
+
+
+def _chances(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[bool]]:
+    return [row["fork_chance"] for row in rows], [row["fork_hit"] for row in rows]
+
+
+def judge(case: Case, answer: str, task: Task) -> dict[str, Any]:
+    """What is right about one answer; None where the reference gives nothing to compare with."""
     wanted = reply_of(case.reference)
-    score = float(chrf.sentence_score(reply_of(answer), [wanted]).score) if wanted else None
+    score = float(CHRF().sentence_score(reply_of(answer), [wanted]).score) if wanted else None
     if case.gold is None:
         return {"json_valid": None, "intent_correct": None, "joint_correct": None, "chrf": score}
     parsed = first_line_json(answer)
@@ -137,54 +205,13 @@ def _judge(case: Case, answer: str, task: Task, chrf: CHRF) -> dict[str, Any]:
     return {"json_valid": task.complete(parsed), "intent_correct": intent, "joint_correct": joint, "chrf": score}
 
 
-def _score_references(session: Session, cases: Sequence[Case], on_rows: Callable[[str, int], None]) -> list[_Draft]:
-    rows = [
-        ([*case.prompt_ids, *case.reference_ids],
-         range(len(case.prompt_ids) - 1, len(case.prompt_ids) + len(case.reference_ids) - 1))
-        for case in cases
-    ]  # fmt: skip
-    drafts = []
-    for case, logits_PV in zip(cases, session.score(rows), strict=True):
-        reference_P = np.asarray(case.reference_ids)
-        differs_P = logits_PV.argmax(axis=1) != reference_P
-        agreed = int(differs_P.argmax()) if differs_P.any() else len(reference_P)
-        drafts.append(_Draft(_mean_nll(logits_PV, reference_P), agreed))
-        on_rows("perplexity", 1)
-    return drafts
-
-
-def _answers(
-    session: Session,
-    cases: Sequence[Case],
-    agreed: Sequence[int],
-    max_new_tokens: int,
-    on_rows: Callable[[str, int], None],
-) -> list[str]:
-    """The greedy answers. Where the likeliest tokens are the reference's own, scoring it has already found them.
-
-    This is speculative decoding (Leviathan et al. 2023, arXiv:2211.17192) with the reference answer as the draft: its
-    first `agreed` tokens are those that the model itself chooses one after the other, so only the rest is generated.
-    """
-    answers: list[str] = []
-    for start in range(0, len(cases), GENERATE_ROWS):
-        chunk = range(start, min(start + GENERATE_ROWS, len(cases)))
-        found = {i: cases[i].reference_ids[: agreed[i]] for i in chunk}
-        open_ended = [i for i in chunk if not session.stop_ids.intersection(found[i])]
-        prompts = [[*cases[i].prompt_ids, *found[i]] for i in open_ended]
-        for i, rest in zip(open_ended, session.generate(prompts, max_new_tokens), strict=True):
-            found[i] = [*found[i], *rest]
-        answers += [session.decode(_until_stop(found[i], session.stop_ids)[:max_new_tokens]) for i in chunk]
-        on_rows("answers", len(chunk))
-    return answers
-
-
-def _until_stop(ids: Sequence[int], stop_ids: frozenset[int]) -> list[int]:
-    """The ids before the first stop token."""
-    return list(takewhile(lambda token: token not in stop_ids, ids))
-
-
-def _mean_nll(logits_PV: Logits, next_ids_P: NDArray[np.int64]) -> float:
+def _score(logits_PV: Logits, reference_P: NDArray[np.int64], fork: int) -> _Scored:
+    """`fork`: where the reference answers begin to differ, most often at the first token of the label."""
     top_P = logits_PV.max(axis=1)
     exp_PV = np.exp(logits_PV - top_P[:, None])  # float32; the sum over the vocabulary is float64
     log_sum_P = np.log(exp_PV.sum(axis=1, dtype=np.float64)) + top_P
-    return float((log_sum_P - logits_PV[np.arange(len(next_ids_P)), next_ids_P]).mean())
+    nll = float((log_sum_P - logits_PV[np.arange(len(reference_P)), reference_P]).mean())
+    if fork >= len(reference_P):
+        return _Scored(nll, None, None)
+    likeliest = int(logits_PV[fork].argmax())
+    return _Scored(nll, float(np.exp(top_P[fork] - log_sum_P[fork])), likeliest == int(reference_P[fork]))

@@ -94,6 +94,24 @@ def learning_curve(
     return _text_of(svg)
 
 
+def timeline(lines: Sequence[Sequence[tuple[float, float]]], y_title: str, names: Sequence[str]) -> str:
+    """One line per series, coloured in turn, as SVG; x is the number of a measurement, `names` their dates (hover)."""
+    values = [value for line in lines for _, value in line]
+    x = Scale(-0.5, len(names) - 0.5, LEFT, RIGHT)
+    y = fit_scale(values, BOTTOM, TOP)
+    svg = _frame(Scale(0, 1, LEFT, RIGHT), y, "", y_title, ticks=False)
+    _add(svg, "text", x=LEFT, y=BOTTOM + 17, **{"class": "tick"}).text = names[0][:10]
+    _add(svg, "text", x=RIGHT, y=BOTTOM + 17, **{"class": "tick", "text-anchor": "end"}).text = names[-1][:10]
+    for number, line in enumerate(lines):
+        group = _add(svg, "g", **{"class": f"c{number % 6}"})
+        points = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in line)
+        _add(group, "polyline", points=points, **{"class": "curve"})
+        for at, value in line:
+            dot = _add(group, "circle", cx=x(at), cy=y(value), r=3.5, **{"class": "dot"})
+            _add(dot, "title").text = f"{names[int(at)]}: {value:,.4g}"
+    return _text_of(svg)
+
+
 def moving_average(curve: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
     """Mean of up to `window` values that end at each step."""
     smooth, total = [], 0.0
@@ -108,14 +126,14 @@ def _thinned(curve: Sequence[tuple[float, float]], most: int = 400) -> Sequence[
     return [*curve[::every], *([curve[-1]] if curve and (len(curve) - 1) % every else [])]
 
 
-def _frame(x: Scale, y: Scale, x_title: str, y_title: str) -> Element:
-    """An SVG with grid, ticks and axis titles."""
-    name = f"{y_title} against {x_title}"
+def _frame(x: Scale, y: Scale, x_title: str, y_title: str, ticks: bool = True) -> Element:
+    """An SVG with grid, ticks (in x if `ticks`) and axis titles."""
+    name = f"{y_title} against {x_title}" if x_title else f"{y_title} over time"
     svg = Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": name})
     for tick in y.ticks():
         _add(svg, "line", x1=LEFT, x2=RIGHT, y1=y(tick), y2=y(tick), **{"class": "grid"})
         _add(svg, "text", x=LEFT - 7, y=y(tick) + 4, **{"class": "tick", "text-anchor": "end"}).text = tick_text(tick)
-    for tick in x.ticks():
+    for tick in x.ticks() if ticks else ():
         _add(svg, "line", x1=x(tick), x2=x(tick), y1=BOTTOM, y2=BOTTOM + 4, **{"class": "axis"})
         _add(svg, "text", x=x(tick), y=BOTTOM + 17, **{"class": "tick", "text-anchor": "middle"}).text = tick_text(tick)
     _add(svg, "line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, **{"class": "axis"})

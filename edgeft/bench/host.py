@@ -39,10 +39,10 @@ def host_facts() -> dict[str, Any]:
         "cores_physical": physical_cores(),
         "cores_logical": os.cpu_count(),
         "ram_bytes": psutil.virtual_memory().total,
-        "load_average": fact("load_average", _load_average, "the system keeps no load average"),
-        "frequency_mhz": fact("frequency_mhz", _frequency, "the system does not report the CPU frequency"),
+        "load_average": fact("load_average", load_average, "the system keeps no load average"),
+        "frequency_mhz": fact("frequency_mhz", frequency_mhz, "the system does not report the CPU frequency"),
         "governor": fact("governor", _governor, f"{GOVERNOR} cannot be read (virtual machine or no cpufreq)"),
-        "temperature_c": fact("temperature_c", _temperature, "no temperature sensor is readable"),
+        "temperature_c": fact("temperature_c", temperature_c, "no temperature sensor is readable"),
         "os": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: fact(f"versions.{name}", partial(_version, name), "not installed") for name in RUNTIMES},
@@ -60,11 +60,13 @@ def _cpu_model() -> str | None:
     return platform.processor() or None
 
 
-def _load_average() -> list[float] | None:
+def load_average() -> list[float] | None:
+    """Of the last 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
 
 
-def _frequency() -> float | None:
+def frequency_mhz() -> float | None:
+    """The clock right now, as far as the system tells."""
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     return round(frequency.current, 1) if frequency and frequency.current else None
 
@@ -73,7 +75,8 @@ def _governor() -> str | None:
     return GOVERNOR.read_text("ascii").strip() if os.access(GOVERNOR, os.R_OK) else None
 
 
-def _temperature() -> float | None:
+def temperature_c() -> float | None:
+    """The hottest sensor."""
     sensors = psutil.sensors_temperatures() if hasattr(psutil, "sensors_temperatures") else {}
     readings = [entry.current for entries in sensors.values() for entry in entries if entry.current]
     return max(readings, default=None)

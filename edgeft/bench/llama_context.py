@@ -102,8 +102,9 @@ class Context:
         """Let `sequence` begin with all tokens of `source`; the cells are shared, not copied."""
         lib.llama_memory_seq_cp(self._memory, source, sequence, -1, -1)
 
-    def drop(self, sequence: int) -> None:
-        lib.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+    def drop(self, sequence: int, start: int = -1) -> None:
+        """Forget a sequence, or its tokens from position `start` on."""
+        lib.llama_memory_seq_rm(self._memory, sequence, start, -1)
 
     def decode(self, tokens: Tokens) -> Logits:
         """Feed the tokens; returns the logits [P, V] of the wanted ones, in their order."""
@@ -111,6 +112,8 @@ class Context:
             self._decode(tokens, at, min(at + self._batch_tokens, len(tokens.ids)))
             for at in range(0, len(tokens.ids), self._batch_tokens)
         ]
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate([np.empty((0, self.model.vocab_size), np.float32), *parts])
 
     def _decode(self, tokens: Tokens, start: int, stop: int) -> Logits:

@@ -17,7 +17,8 @@ import llama_cpp as lib
 import numpy as np
 
 from edgeft.bench.llama_context import Context, Model, Tokens
-from edgeft.bench.session import Logits, Messages
+from edgeft.bench.llama_grammar import LlamaGrammar
+from edgeft.bench.session import Logits, Messages, OnDraft, fed_of, own_tokens
 from edgeft.errors import DataError, ModelError
 from edgeft.text.chat import render_template
 from edgeft.text.prefix import common_prefix
@@ -35,7 +36,7 @@ class _Answer:
     """An answer that grows in one slot."""
 
     row: int
-    position: int  # of the next token
+    position: int  # of the last token, which is fed next
     ids: list[int] = field(default_factory=list)
 
 
@@ -51,6 +52,7 @@ class LlamaCppSession:
         self, path: Path, threads: int, context: int, kv: Literal["f16", "f32"] = "f16", mmap: bool = True
     ) -> None:
         self._model = Model(path, mmap)
+        self.build = f"llama-cpp-python {lib.__version__}: {lib.llama_print_system_info().decode().strip(' |')}"
         self._path, self._threads, self._context_tokens, self._kv_type = path, threads, context, KV_TYPES[kv]
         self.vocab_size = self._model.vocab_size
         vocab = self._model.vocab
@@ -125,43 +127,78 @@ class LlamaCppSession:
                 found[number].append(logits_V)
         return [np.stack(logits)[np.array(at) - at[0]] for logits, (_, at) in zip(found, rows, strict=True)]
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """As the protocol says; an answer also ends where the context is full."""
-        for ids in prompts:
-            self._check_length(len(ids) + 1)
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] = (),
+        on_draft: OnDraft | None = None,
+    ) -> list[list[int]]:
+        """As the protocol says; an answer also ends where the context is full.
+
+        Each call feeds one token of every running answer and, where slots are free, whole new rows: a product with
+        many rows costs little more than one with a few.
+        """
+        answers: list[list[int]] = [[] for _ in prompts]
+        if not prompts or (max_new_tokens < 1 and not drafts):
+            return answers
+        fed = [fed_of(draft, self.stop_ids) for draft in drafts or [()] * len(prompts)]
+        for ids, draft in zip(prompts, fed, strict=True):
+            self._check_length(len(ids) + max(1, len(draft)))
         prefix = common_prefix([ids[:-1] for ids in prompts])
-        longest = max((len(ids) for ids in prompts), default=0) + max_new_tokens
+        longest = max(len(ids) + max(max_new_tokens, len(draft)) for ids, draft in zip(prompts, fed, strict=True))
         own = min(longest, self._context_tokens) - len(prefix)
         context = self._batch_context(prefix, own * min(SLOTS, len(prompts)))
-        answers: list[list[int]] = [[] for _ in prompts]
-        waiting = deque(range(len(prompts)) if max_new_tokens > 0 else ())
-        free = list(range(PREFIX + SLOTS, PREFIX, -1))
+        waiting, free = deque(range(len(prompts))), list(range(PREFIX + SLOTS, PREFIX, -1))
         running: dict[int, _Answer] = {}
         while waiting or running:
             tokens = Tokens()
             for slot, answer in running.items():
                 tokens.add(answer.ids[-1:], answer.position, slot, [answer.position])
                 answer.position += 1
-            while waiting and free:
+            begun = len(running)
+            while waiting and free and len(tokens.ids) < SCORE_TOKENS:
                 slot, row = free.pop(), waiting.popleft()
                 context.share(PREFIX, slot)
                 num_prompt = len(prompts[row])
-                tokens.add(prompts[row][len(prefix) :], len(prefix), slot, [num_prompt - 1])
+                new = [*prompts[row][len(prefix) :], *fed[row]]
+                tokens.add(new, len(prefix), slot, range(num_prompt - 1, num_prompt + len(fed[row])))
                 running[slot] = _Answer(row, num_prompt, answers[row])
-            next_ids = context.decode(tokens).argmax(axis=1).tolist()
-            for (slot, answer), token in zip(list(running.items()), next_ids, strict=True):
-                if token not in self.stop_ids:
-                    answer.ids.append(token)
-                    if len(answer.ids) < max_new_tokens and answer.position < self._context_tokens:
-                        continue
+            logits_PV = context.decode(tokens)
+            start = 0
+            for number, (slot, answer) in enumerate(list(running.items())):
+                draft = fed[answer.row] if number >= begun else ()
+                part_PV = logits_PV[start : start + len(draft) + 1]
+                start += len(part_PV)
+                if number >= begun and on_draft:
+                    on_draft(answer.row, part_PV[: len(drafts[answer.row])])
+                if self._take(answer, own_tokens(draft, part_PV), max_new_tokens):
+                    context.drop(slot, answer.position)
+                    continue
                 context.drop(slot)
                 free.append(slot)
                 del running[slot]
         return answers
 
+    def _take(self, answer: _Answer, said: Sequence[int], max_new_tokens: int) -> bool:
+        """Add what the model said to an answer; all but the last of it has been fed. False if the answer has ended."""
+        for number, token in enumerate(said):
+            if token in self.stop_ids or len(answer.ids) == max_new_tokens:
+                return False
+            answer.ids.append(token)
+            answer.position += number > 0
+        return len(answer.ids) < max_new_tokens and answer.position < self._context_tokens
+
+    def chooser(self, gbnf: str) -> LlamaGrammar:
+        """What holds one answer to a grammar."""
+        return LlamaGrammar(self._model.vocab, gbnf)
+
     def prompt_ids(self, messages: Messages) -> list[int]:
         hidden = hide(list(messages), self._controls)
         return self._encode(self._render(hidden.value, add_generation_prompt=True), hidden.originals)
+
+    def text_ids(self, text: str) -> list[int]:
+        return self._tokenize(text, add_special=True)
 
     def answer_ids(self, text: str) -> list[int]:
         question, hidden = {"role": "user", "content": "?"}, hide(text, self._controls)
@@ -204,11 +241,11 @@ class LlamaCppSession:
             return self._tokenize(text)
         return spell(text, originals, self._controls, lambda part: self._tokenize(part, parse_special=False))
 
-    def _tokenize(self, text: str, parse_special: bool = True) -> list[int]:
+    def _tokenize(self, text: str, parse_special: bool = True, add_special: bool = False) -> list[int]:
         raw = text.encode("utf-8")
         room = len(raw) + 8  # a token stands for at least one byte
         buffer = (lib.llama_token * room)()
-        written = lib.llama_tokenize(self._model.vocab, raw, len(raw), buffer, room, False, parse_special)
+        written = lib.llama_tokenize(self._model.vocab, raw, len(raw), buffer, room, add_special, parse_special)
         return list(buffer[:written])
 
     def _render(self, messages: Messages, add_generation_prompt: bool) -> str:

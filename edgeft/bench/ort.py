@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgeft.bench.session import Logits, Messages
+from edgeft.bench.session import Logits, Messages, OnDraft, fed_of, own_tokens
 from edgeft.errors import DataError, ModelError
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.prefix import common_prefix
@@ -59,6 +59,7 @@ class OrtSession:
     """`Session` over a graph as onnxruntime-genai's builder writes it. `context` is the longest row in tokens."""
 
     runtime = "onnxruntime"
+    build = f"onnxruntime {ort.__version__}: {ort.get_build_info()}"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         decoder = _read_decoder(path.parent / "genai_config.json")
@@ -132,13 +133,20 @@ class OrtSession:
                 found[number].append(logits_V)
         return [np.stack(logits)[np.array(at) - at[0]] for logits, (_, at) in zip(found, rows, strict=True)]
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] = (),
+        on_draft: OnDraft | None = None,
+    ) -> list[list[int]]:
         """As the protocol says; an answer also ends where the context is full."""
         answers: list[list[int]] = [[] for _ in prompts]
-        if not prompts or max_new_tokens < 1:
+        if not prompts or (max_new_tokens < 1 and not drafts):
             return answers
-        longest = min(max(map(len, prompts)) + max_new_tokens, self._context_tokens)
-        cache = self._batch_cache(len(prompts), longest)
+        fed = [fed_of(draft, self.stop_ids) for draft in drafts or [()] * len(prompts)]
+        longest = max(len(ids) + max(max_new_tokens, len(draft), 1) for ids, draft in zip(prompts, fed, strict=True))
+        cache = self._batch_cache(len(prompts), min(longest, self._context_tokens))
         prefix = common_prefix([ids[:-1] for ids in prompts])
         prefix_slot = cache.slots - 1
         if prefix:
@@ -149,14 +157,19 @@ class OrtSession:
             while waiting and len(running) < prefix_slot:
                 row, slot = waiting.popleft(), len(running)
                 cache.copy(prefix_slot, slot, len(prefix))
-                logits = self._feed(cache, slot, len(prefix), prompts[row][len(prefix) :])[-1]
-                if self._accept(answers[row], logits, len(prompts[row]), max_new_tokens):
+                new = [*prompts[row][len(prefix) :], *fed[row]]
+                logits_PV = self._feed(cache, slot, len(prefix), new)[-1 - len(fed[row]) :]
+                if on_draft:
+                    on_draft(row, logits_PV[: len(drafts[row])])
+                said = own_tokens(fed[row], logits_PV)
+                if self._take(answers[row], said, len(prompts[row]), max_new_tokens):
                     running.append(row)
             lengths = [len(prompts[row]) + len(answers[row]) for row in running]
             logits_BV = self._step_all(cache, [answers[row][-1] for row in running], lengths)
             for slot in reversed(range(len(running))):  # a finished row's slot is filled by the last one
                 row = running[slot]
-                if not self._accept(answers[row], logits_BV[slot], len(prompts[row]), max_new_tokens):
+                said = own_tokens((), logits_BV[slot : slot + 1])
+                if not self._take(answers[row], said, len(prompts[row]), max_new_tokens):
                     last = len(running) - 1
                     if slot != last:
                         cache.copy(last, slot, lengths[last])
@@ -164,16 +177,19 @@ class OrtSession:
                     running.pop()
         return answers
 
-    def _accept(self, answer: list[int], logits: Logits, num_prompt: int, max_new_tokens: int) -> bool:
-        """Append the likeliest token; False if the answer has ended."""
-        token = int(logits.argmax())
-        if token in self.stop_ids:
-            return False
-        answer.append(token)
+    def _take(self, answer: list[int], said: Sequence[int], num_prompt: int, max_new_tokens: int) -> bool:
+        """Add what the model said to an answer; False if the answer has ended."""
+        for token in said:
+            if token in self.stop_ids or len(answer) == max_new_tokens:
+                return False
+            answer.append(token)
         return len(answer) < max_new_tokens and num_prompt + len(answer) <= self._context_tokens
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         return self._chat.prompt_ids(messages)
+
+    def text_ids(self, text: str) -> list[int]:
+        return list(self._chat.tokenizer.encode(text, add_special_tokens=True).ids)
 
     def answer_ids(self, text: str) -> list[int]:
         return self._chat.answer_ids(text)

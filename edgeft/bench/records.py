@@ -14,5 +14,10 @@ def write_result(out: Path, row: dict[str, Any], rows: Iterable[dict[str, Any]])
     write_lines(out / "rows.jsonl", rows)
 
 
+def write_details(out: Path, details: dict[str, Any]) -> None:
+    """details.json: labels, confusion, slices, calibration, escalation."""
+    (out / "details.json").write_text(json.dumps(details, indent=1) + "\n", "utf-8")
+
+
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row, sort_keys=True) + "\n" for row in rows), "utf-8")

@@ -22,6 +22,7 @@ from edgeft.bench.table import (
     cell,
     in_order,
     interval,
+    marks_of,
     package_label,
 )
 
@@ -34,7 +35,7 @@ GROUPS = {"speed and memory": SPEED_FIELDS, "accuracy": ACCURACY_FIELDS}
 LIMITS = (
     ("Phones and other devices", "only the machine below was measured; its figures do not carry over to another CPU"),
     ("Energy and heat", "no power meter or sensor is read while the model runs"),
-    ("First load from a cold disk", "load time is taken with the file in the page cache"),
+    ("A phone's cold start", "cold figures have the file out of the page cache, not the disk's own cache"),
     (
         "Template, tokeniser, detokeniser",
         "left out of the timings, which go from token ids to token ids",
@@ -56,6 +57,8 @@ class RunRecord:
     host: Mapping[str, Any] = field(default_factory=dict)
     artifacts: Sequence[dict[str, str]] = ()  # name, kind, digest, path
     test_rows: Mapping[str, list[Row]] = field(default_factory=dict)  # 'name package' -> rows.jsonl
+    details: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # 'name package' -> details.json
+    token_price: float | None = None  # of a million prompt tokens
 
 
 def joint_hits(test_rows: Mapping[str, list[Row]]) -> dict[str, list[bool]]:
@@ -91,6 +94,9 @@ def render(run: RunRecord) -> str:
         package_label=package_label,
         weak=_weak_labels(run.test_rows.get(key_of(picked), [])) if picked else [],
         weak_package=key_of(picked) if picked else "",
+        under=_under(run.details.get(key_of(picked), {})) if picked else {},
+        doubtful=[(key_of(row), "; ".join(marks_of(row))) for row in rows if marks_of(row)],
+        saved=_saved(picked, run.token_price) if picked else "",
         merge=flat(run.merge),
         warnings=list(dict(run.dataset.get("warnings") or {}).values()),
         dataset=flat({key: value for key, value in run.dataset.items() if key != "warnings"}),
@@ -186,6 +192,48 @@ def _weak_labels(test_rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
     missed = [entry for entry in found if entry["joint"] < entry["n"]]
     return sorted(missed, key=lambda e: (e["joint"] / e["n"], -e["n"], e["label"]))[:NUM_WEAK_LABELS]
+
+
+def _under(details: Mapping[str, Any]) -> dict[str, Any]:
+    """What lies under the figures of one package, ready to be shown; empty if it was not measured."""
+    if not details:
+        return {}
+    worst, sure, passed = (details.get(name) for name in ("worst_slice", "calibration", "escalation"))
+    mixed = [
+        (gold, said, number)
+        for gold, row in details.get("confusion", {}).items()
+        for said, number in row.items()
+        if said != gold
+    ]
+    return {
+        "worst": worst and {**worst, "share": percent(worst["share"])},
+        "slices": [{**entry, "share": percent(entry["share"])} for entry in details["slices"]],
+        "labels": [{**entry, "recall": percent(entry["recall"])} for entry in details.get("labels", [])],
+        "mixed": sorted(mixed, key=lambda entry: (-entry[2], entry[0], entry[1]))[:NUM_WEAK_LABELS],
+        "ece": sure and percent(sure["ece"]),
+        "bins": sure["bins"] if sure else [],
+        "num_sure": sure["n"] if sure else 0,
+        "passed": passed and {key: percent(passed[key]) for key in ("precision", "recall") if key in passed},
+    }
+
+
+def percent(share: Sequence[float]) -> str:
+    """'90.0% (86.1-92.9)'"""
+    value, low, high = (100 * bound for bound in share)
+    return f"{value:.1f}% ({low:.1f}-{high:.1f})"
+
+
+def _saved(row: Row, token_price: float | None) -> str:
+    """What a request saves, as a sentence; '' if that was not measured."""
+    if row.get("saved_s") is None:
+        return ""
+    tokens = row["replaced_tokens"] - row["request_tokens"]
+    money = f" and {tokens * token_price / 1e6:.2g} in money" if token_price else ""
+    return (
+        f"A request has {row['request_tokens']:.0f} tokens in place of the {row['replaced_tokens']:.0f} of the "
+        f"untrained model's prompt with examples: {row['saved_s']:.2g} s{money} saved at the measured rate, as long as "
+        "the app does not keep the examples' state."
+    )
 
 
 def _not_measured(rows: Sequence[Row], host: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -9,25 +9,49 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from edgeft.artifact import LOG_DIR, MANIFEST, open_artifact, scan_files
+from edgeft.artifact import LOG_DIR, MANIFEST, digest_of, open_artifact, scan_files
+from edgeft.bench import machine, roofline
+from edgeft.bench.choices import Question
+from edgeft.bench.conditions import BUSY_SHARE, busy_now
 from edgeft.bench.fewshot import few_shot_prefix
 from edgeft.bench.host import physical_cores
 from edgeft.bench.like import Confinement
 from edgeft.bench.session import SESSIONS
-from edgeft.bench.table import ACCURACY_FIELDS, make_row
+from edgeft.bench.table import ACCURACY_FIELDS, SAVED_FIELDS, make_row
 from edgeft.bench.task import Task
 from edgeft.bench.worker import Spec, spec_json
 from edgeft.errors import ArtifactError, EdgeftError
+from edgeft.formats.cost import cost_of
 from edgeft.progress import Reporter
 from edgeft.recipe import BenchSettings, TaskSettings
 
 Rows = Sequence[dict[str, Any]]
 STDERR_LINES = 12
+PARTS = ("rows", "details", "choices", "samples", "host")  # of what the worker gives
 NO_ROWS = "no test rows were given"
 FORMATS = {"model.gguf": "gguf", "model.onnx": "onnx"}
+
+
+@dataclass(frozen=True)
+class Shots:
+    """Training rows, and how many of them stand in every prompt (`shown`), or would have to if the model were an
+    untrained one (`replaced`: such prompts are only counted)."""
+
+    rows: Rows
+    shown: int = 0
+    replaced: int = 0
+
+
+@dataclass(frozen=True)
+class Extras:
+    """Multiple choice, and a grammar (GBNF) that some answers are held to, beside the free ones."""
+
+    questions: Sequence[Question] = ()
+    grammar: str | None = None
 
 
 def bench_package(
@@ -35,48 +59,112 @@ def bench_package(
     rows: Rows | None,
     settings: BenchSettings,
     task: TaskSettings,
-    few_shot_rows: Rows | None = None,
+    shots: Shots | None = None,
     report: Reporter | None = None,
     limit: Confinement | None = None,
+    strict: bool = False,
+    extras: Extras | None = None,
 ) -> dict[str, Any]:
     """Measure the package in folder `package` in a fresh process.
 
-    `rows` are test rows (None: speed alone); `few_shot_rows` are training rows of which
-    `settings.few_shot` stand in every prompt. The process starts under `limit`, and then maps no weights.
-    Returns {"row": a table row, "rows": per test row, "samples": raw timings, "host": facts}.
-    Raises ArtifactError if the folder is no package, EdgeftError if the worker fails.
+    `rows` are test rows (None: speed alone), `extras` what else is asked. The process starts under `limit`, and then
+    maps no weights and has no cold start. Returns {"row": a table row, "rows": per test row, "details": what lies under
+    the figures, "choices": what multiple choice found, or None, "samples": raw timings, "host": facts}.
+    Raises ArtifactError if the folder is no package, EdgeftError if the worker fails, or, with `strict`, if the machine
+    was not quiet and steady.
     """
+    report = report or Reporter("bench")
+    threads = settings.threads or physical_cores()
+    if strict:
+        refuse_busy(threads)
     facts = package_facts(package)
-    prefix = few_shot_prefix(few_shot_rows or (), Task(task.label, task.fields), settings.few_shot)
+    ceiling = roofline.ceiling(cost_of(package), machine.probe(threads), settings.prompt_tokens)
+    report.note(ceiling.text())
+    parsed = Task(task.label, task.fields, task.escalation)
+    prefix = few_shot_prefix(shots.rows, parsed, shots.shown) if shots else []
     with tempfile.TemporaryDirectory(prefix="edgeft-bench-") as scratch:
         folder = Path(scratch)
-        spec = Spec(
-            package=str(package.resolve()),
-            out=str(folder / "result.json"),
-            threads=settings.threads or physical_cores(),
-            prompt_tokens=settings.prompt_tokens,
-            decode_tokens=settings.decode_tokens,
-            repeats=settings.repeats,
-            max_new_tokens=settings.max_new_tokens,
-            label_key=task.label,
-            fields_key=task.fields,
+        spec = replace(
+            _spec(package, folder, settings, task),
+            grammar=extras.grammar if extras else None,
+            choices=tuple((q.query, q.choices, q.gold) for q in extras.questions) if extras else (),
             rows=_write_rows(folder / "rows.jsonl", rows) if rows else None,
             prefix=tuple(prefix),
+            replaced=tuple(few_shot_prefix(shots.rows, parsed, shots.replaced)) if shots else (),
             mmap=limit is None,
+            cold=limit is None,
         )
-        measured = run_worker(spec, folder, report or Reporter("bench"), limit.prefix if limit else ())
-    absent = {**facts["absent"], **measured["absent"]}
+        measured = run_worker(spec, folder, report, limit.prefix if limit else ())
+    _tell(package, measured["conditions"]["marks"], strict, report)
+    figures = measured["figures"]
+    figures |= ceiling.shares(figures)
+    absent = {**facts["absent"], **measured["absent"], **_saved(figures)}
     if not rows:
-        absent |= dict.fromkeys(ACCURACY_FIELDS, NO_ROWS)
-    conditions = {key: getattr(spec, key) for key in ("threads", "prompt_tokens", "decode_tokens", "repeats")}
-    conditions["few_shot"] = settings.few_shot if prefix else 0
-    values = {**facts["values"], **measured["figures"], "package": package.name, "conditions": conditions}
-    return {
-        "row": make_row(values, absent),
-        "rows": measured["rows"],
-        "samples": measured["samples"],
-        "host": measured["host"],
-    }
+        absent |= dict.fromkeys((*ACCURACY_FIELDS, *SAVED_FIELDS), NO_ROWS)
+    conditions = {key: getattr(spec, key) for key in ("threads", "prompt_tokens", "decode_tokens")}
+    conditions |= {key: figures.pop(key) for key in ("repeats", "warm_ups", "spread")}
+    conditions |= {"few_shot": shots.shown if shots and prefix else 0, **measured["conditions"]}
+    conditions |= {"read_gbps": ceiling.read_gbps, "gemm_gflops": ceiling.gemm_gflops}
+    if rows:
+        conditions["test_rows"] = digest_of(rows)
+    values = {**facts["values"], **figures, "package": package.name, "conditions": conditions}
+    return {"row": make_row(values, absent), **{part: measured[part] for part in PARTS}}
+
+
+def _tell(package: Path, marks: Sequence[str], strict: bool, report: Reporter) -> None:
+    """Say what makes the timings doubtful. Raises EdgeftError if that is to be refused."""
+    if strict and marks:
+        raise EdgeftError(f"{package}: the timings are doubtful: {'; '.join(marks)}", "measure on a quiet machine")
+    for mark in marks:
+        report.note(f"doubtful timings: {mark}")
+
+
+def time_package(package: Path, settings: BenchSettings, strict: bool = False) -> dict[str, float]:
+    """Speed and memory alone, of one fresh process, with `settings.repeats` repeats. Raises like `bench_package`."""
+    if strict:
+        refuse_busy(settings.threads or physical_cores())
+    with tempfile.TemporaryDirectory(prefix="edgeft-bench-") as scratch:
+        spec = replace(_spec(package, Path(scratch), settings, TaskSettings()), seconds=0.0, cold=False)
+        figures: dict[str, float] = run_worker(spec, Path(scratch), Reporter("bench"))["figures"]
+    return figures
+
+
+def _spec(package: Path, folder: Path, settings: BenchSettings, task: TaskSettings) -> Spec:
+    return Spec(
+        package=str(package.resolve()),
+        out=str(folder / "result.json"),
+        threads=settings.threads or physical_cores(),
+        prompt_tokens=settings.prompt_tokens,
+        decode_tokens=settings.decode_tokens,
+        repeats=settings.repeats,
+        max_new_tokens=settings.max_new_tokens,
+        label_key=task.label,
+        fields_key=task.fields,
+        escalation=task.escalation,
+        seconds=settings.seconds,
+        precision=settings.precision,
+    )
+
+
+def refuse_busy(cores: int) -> None:
+    """Raises EdgeftError if others are using the machine right now."""
+    share = busy_now(cores)
+    if share > BUSY_SHARE:
+        raise EdgeftError(
+            f"others take {share:.0%} of the cores right now; --strict allows {BUSY_SHARE:.0%}",
+            "end other work, or measure without --strict: the result is then marked",
+        )
+
+
+def _saved(figures: dict[str, Any]) -> dict[str, str]:
+    """Adds the seconds a request saves against the examples that an untrained model would need; returns what is absent.
+
+    The time is the prompt's, at the measured prefill rate; an app that keeps the examples' state saves less.
+    """
+    if figures.get("replaced_tokens") is None:
+        return dict.fromkeys(SAVED_FIELDS, "this prompt replaces no examples")
+    figures["saved_s"] = (figures["replaced_tokens"] - figures["request_tokens"]) / figures["prefill_tps"]
+    return {}
 
 
 def package_facts(package: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgeft.errors import ArtifactError
 
 Logits = NDArray[np.float32]
+OnDraft = Callable[[int, Logits], None]
 Messages = Sequence[dict[str, Any]]  # {"role": "system" | "user" | "assistant", "content": str}
 
 
@@ -20,6 +21,7 @@ class Session(Protocol):
     """A package loaded into its runtime. V is the vocabulary size, P a number of positions."""
 
     runtime: str  # "llama.cpp" or "onnxruntime"
+    build: str  # the runtime's version and build flags
     vocab_size: int
     stop_ids: frozenset[int]  # end of turn, end of text
 
@@ -38,11 +40,25 @@ class Session(Protocol):
     def replay(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
         """What `score` gives, but token by token from the first position on, several rows taking each step together."""
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
-        """Greedy answers, batched, common prefix computed once; the stop token is not part of an answer."""
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] = (),
+        on_draft: OnDraft | None = None,
+    ) -> list[list[int]]:
+        """Greedy answers, batched, common prefix computed once; the stop token is not part of an answer.
+
+        `drafts` guess the answers, one for each prompt: all of a draft is computed at once, and what the model would
+        have said itself is kept (speculative decoding: Leviathan et al. 2023, arXiv:2211.17192). `on_draft(row,
+        logits)` gets the logits [P, V] before each of the draft's P tokens.
+        """
 
     def prompt_ids(self, messages: Messages) -> list[int]:
         """Ids of a conversation up to where the assistant answers, by the package's own template and tokenizer."""
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, as its beginning: with the tokens that the model's tokenizer puts in front."""
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an assistant's answer with the end-of-turn token after it."""
@@ -52,6 +68,21 @@ class Session(Protocol):
 
     def close(self) -> None:
         """Give the memory back; the session is of no use afterwards."""
+
+
+def fed_of(draft: Sequence[int], stop_ids: frozenset[int]) -> Sequence[int]:
+    """The tokens of a draft that are fed: nothing follows a stop token at its end."""
+    return draft[:-1] if draft and draft[-1] in stop_ids else draft
+
+
+def own_tokens(fed: Sequence[int], logits_PV: Logits) -> list[int]:
+    """What the model itself says, given the logits [P, V] before each of the fed tokens and after the last.
+
+    Its own tokens as long as they are those that were fed, and the one with which it leaves them.
+    """
+    likeliest: list[int] = logits_PV.argmax(axis=1).tolist()
+    same = next((i for i, token in enumerate(fed) if token != likeliest[i]), len(fed))
+    return likeliest[: same + 1]
 
 
 SESSIONS = {  # the file that gives a package its format -> the session that runs it

@@ -5,6 +5,7 @@ B resamples, n rows, L labels. A triple is (value, low, high).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -64,6 +65,52 @@ def bootstrap_macro_f1(gold: Sequence[str], predicted: Sequence[str | None]) -> 
     ones = np.ones((1, len(gold)))
     value = _macro_f1(ones, gold_nL, predicted_nL)[0]
     return _triple(float(value), _macro_f1(_resample_counts(len(gold)), gold_nL, predicted_nL))
+
+
+def bootstrap_ece(chances: Sequence[float], hits: Sequence[bool], bins: int) -> Triple:
+    """Expected calibration error: |confidence - share right|, averaged over bins of equal width by their rows."""
+    chances_n, hits_n = np.asarray(chances, np.float64), np.asarray(hits, np.float64)
+    at_n = np.minimum((chances_n * bins).astype(int), bins - 1)
+    gap_nK = (chances_n - hits_n)[:, None] * (at_n[:, None] == np.arange(bins))
+    value = np.abs(gap_nK.sum(axis=0)).sum() / chances_n.size
+    resampled_B = np.abs(_resample_counts(chances_n.size) @ gap_nK).sum(axis=1) / chances_n.size
+    return _triple(float(value), resampled_B)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Two-sided p of `only_first` rows that the first alone has right and `only_second` that the second alone has.
+
+    The exact test (McNemar 1947, binomial): under the hypothesis that both are equally good, each row on which they
+    differ goes either way with probability one half.
+    """
+    differing = only_first + only_second
+    tail = sum(math.comb(differing, k) for k in range(min(only_first, only_second) + 1))
+    return float(min(1.0, 2 * tail / (1 << differing)))
+
+
+def bootstrap_difference(first: ArrayLike, second: ArrayLike, weights: ArrayLike | None = None) -> Triple:
+    """Weighted mean of second - first over the same rows (paired), with a percentile bootstrap interval."""
+    first_n, second_n = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    weights_n = np.ones_like(first_n) if weights is None else np.asarray(weights, np.float64)
+    difference_n = (second_n - first_n) * weights_n
+    counts_Bn = _resample_counts(first_n.size)
+    return _triple(float(difference_n.sum() / weights_n.sum()), (counts_Bn @ difference_n) / (counts_Bn @ weights_n))
+
+
+def bootstrap_median(values: ArrayLike) -> Triple:
+    """Median with a percentile bootstrap interval."""
+    values_n = np.asarray(values, np.float64)
+    rng = np.random.default_rng(SEED)
+    return _triple(float(np.median(values_n)), np.median(rng.choice(values_n, (RESAMPLES, values_n.size)), axis=1))
+
+
+def median_ratio(first: ArrayLike, second: ArrayLike) -> Triple:
+    """median(second) / median(first) of two sets of repeats, with a percentile bootstrap interval."""
+    first_n, second_n = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    rng = np.random.default_rng(SEED)
+    tops = np.median(rng.choice(second_n, (RESAMPLES, second_n.size)), axis=1)
+    feet = np.median(rng.choice(first_n, (RESAMPLES, first_n.size)), axis=1)
+    return _triple(float(np.median(second_n) / np.median(first_n)), tops / feet)
 
 
 def _macro_f1(counts_Bn: Array, gold_nL: Array, predicted_nL: Array) -> Array:

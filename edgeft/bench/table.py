@@ -9,12 +9,17 @@ Row = dict[str, Any]
 
 ACCURACY_FIELDS = (
     "n", "n_json", "n_reply", "json_valid", "intent_accuracy", "intent_macro_f1", "joint_exact_match", "reply_chrf",
-    "perplexity", "perplexity_95",
+    "perplexity", "perplexity_95", "ece", "escalation_precision", "escalation_recall", "request_tokens",
+    "answer_tokens",
 )  # fmt: skip
-SPEED_FIELDS = ("load_s", "ttft_s", "prefill_tps", "decode_tps", "decode_ms_p50", "decode_ms_p95", "peak_rss_bytes")
+SPEED_FIELDS = (
+    "load_s", "cold_load_s", "ttft_s", "cold_ttft_s", "prefill_tps", "decode_tps", "decode_ms_p50", "decode_ms_p90",
+    "decode_ms_p95", "decode_ms_p99", "peak_rss_bytes", "read_bytes_per_token", "bandwidth_share", "gemm_share",
+)  # fmt: skip
+SAVED_FIELDS = ("replaced_tokens", "saved_s")
 FIELDS = (
     "name", "format", "quant", "runtime", "digest", "bytes", "bits_per_weight", *SPEED_FIELDS, *ACCURACY_FIELDS,
-    "kl_mean", "top1", "package", "conditions",
+    *SAVED_FIELDS, "kl_mean", "top1", "package", "conditions",
 )  # fmt: skip
 NAMES = ("teacher", "student", "base_fewshot", "svm")  # order in the table; other names follow
 FORMATS = ("gguf", "onnx")
@@ -30,6 +35,8 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("decode tok/s", "decode_tps", 1, 1),
     ("p50 ms", "decode_ms_p50", 1, 1),
     ("p95 ms", "decode_ms_p95", 1, 1),
+    ("p99 ms", "decode_ms_p99", 1, 1),
+    ("bandwidth %", "bandwidth_share", 100, 0),
     ("peak RSS MB", "peak_rss_bytes", 1e-6, 0),
     ("joint exact %", "joint_exact_match", 100, 1),
     ("intent %", "intent_accuracy", 100, 1),
@@ -37,6 +44,8 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("JSON %", "json_valid", 100, 1),
     ("reply chrF", "reply_chrf", 1, 1),
     ("perplexity", "perplexity", 1, 3),
+    ("ECE %", "ece", 100, 1),
+    ("escalated %", "escalation_recall", 100, 1),
     ("KL", "kl_mean", 1, 4),
     ("top-1 %", "top1", 100, 1),
 )
@@ -91,12 +100,17 @@ def interval(row: Row, field: str, scale: float = 1, decimals: int = 1) -> str:
     return f"{value[1] * scale:.{decimals}f}-{value[2] * scale:.{decimals}f}"
 
 
+def marks_of(row: Row) -> list[str]:
+    """What makes the timings of a row doubtful."""
+    return list((row.get("conditions") or {}).get("marks") or ())
+
+
 def text_table(rows: Iterable[Row], fields: Sequence[str] = TERMINAL) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells for a terminal; joint exact match comes with its 95% interval."""
+    """Headers and cells for a terminal; joint exact match comes with its 95% interval, doubtful timings with a star."""
     columns = [column for column in COLUMNS if column[1] in fields]
     body = []
     for row in in_order(rows):
-        cells = [str(row["name"] or DASH), package_label(row)]
+        cells = [str(row["name"] or DASH) + ("*" if marks_of(row) else ""), package_label(row)]
         for _, field, scale, decimals in columns:
             text = cell(row, field, scale, decimals)
             with_interval = field == "joint_exact_match" and text != DASH

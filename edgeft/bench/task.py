@@ -10,10 +10,11 @@ from edgeft.text.answer import first_line_json, split_answer
 
 @dataclass(frozen=True)
 class Task:
-    """Where label and fields stand in an answer's JSON."""
+    """Where label and fields stand in an answer's JSON, and the labels that pass a conversation on to a person."""
 
     label_key: str
     fields_key: str
+    escalation: tuple[str, ...] = ()
 
     def label(self, parsed: dict[str, Any] | None) -> str | None:
         value = (parsed or {}).get(self.label_key)

@@ -22,7 +22,7 @@ def run(cfg: BaselineNode, inputs: dict[str, Artifact], out: Path, report: Repor
     dataset = inputs["dataset"]
     train, test = (read_rows(dataset.file(f"{split}.jsonl")) for split in ("train", "test"))
     report.note(f"fitting on {len(train)} rows")
-    results, figures, absent = svm.evaluate(train, test, Task(cfg.task.label, cfg.task.fields))
+    results, figures, absent = svm.evaluate(train, test, Task(cfg.task.label, cfg.task.fields, cfg.task.escalation))
     row = make_row({"runtime": "scikit-learn", **figures}, {**dict.fromkeys(FIELDS, NO_MODEL), **absent})
     write_result(out, row, results)
     return {key: row[key] for key in ("n", "intent_accuracy", "intent_macro_f1")}

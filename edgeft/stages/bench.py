@@ -7,25 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import LOG_DIR, Artifact
-from edgeft.bench.records import write_lines, write_result
-from edgeft.bench.run import bench_package
+from edgeft.bench.records import write_details, write_lines, write_result
+from edgeft.bench.run import Shots, bench_package
 from edgeft.plan import BenchNode
 from edgeft.progress import Reporter
 from edgeft.text.encode import read_rows
 
 
 def run(cfg: BenchNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Writes result.json (a table row), rows.jsonl, log/samples.jsonl and log/host.json."""
+    """Writes result.json (a table row), rows.jsonl, details.json, log/samples.jsonl and log/host.json."""
     dataset = inputs["dataset"]
+    shots = Shots(
+        read_rows(dataset.file("train.jsonl")),
+        shown=cfg.few_shot,
+        replaced=0 if cfg.few_shot else cfg.bench.few_shot,
+    )
     measured = bench_package(
         inputs["package"].path,
         read_rows(dataset.file("test.jsonl")),
-        cfg.bench.model_copy(update={"few_shot": cfg.few_shot}),
+        cfg.bench,
         cfg.task,
-        read_rows(dataset.file("train.jsonl")) if cfg.few_shot else None,
+        shots,
         report,
     )
     write_result(out, measured["row"], measured["rows"])
+    write_details(out, measured["details"])
     (out / LOG_DIR).mkdir(exist_ok=True)
     write_lines(out / LOG_DIR / "samples.jsonl", measured["samples"])
     (out / LOG_DIR / "host.json").write_text(json.dumps(measured["host"], indent=1) + "\n", "utf-8")

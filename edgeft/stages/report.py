@@ -17,6 +17,7 @@ from edgeft.text.encode import read_rows
 
 CURVES = ("train", "distill")  # and distill-1, distill-2, ... of a student cut in steps
 BENCH = "bench-"
+DETAILS = "details.json"
 HOST = f"{LOG_DIR}/host.json"
 
 
@@ -27,12 +28,14 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
     """
     benches = {name: artifact for name, artifact in inputs.items() if name.startswith(BENCH)}
     rows = []
-    test_rows = {}
+    test_rows, details = {}, {}
     for name, artifact in benches.items():
         row = artifact.read_json("result.json")
         row["name"] = name_of_input(name, row)
         rows.append(row)
         test_rows[key_of(row)] = read_rows(artifact.file("rows.jsonl"))
+        if DETAILS in artifact.manifest.files:  # the linear classifier has none
+            details[key_of(row)] = artifact.read_json(DETAILS)
     rows = in_order(rows)
     page = render(
         RunRecord(
@@ -45,6 +48,8 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
             host=_host(benches),
             artifacts=_artifacts(inputs, rows, benches),
             test_rows=test_rows,
+            details=details,
+            token_price=cfg.token_price,
         )
     )
     (out / "report.html").write_text(page, "utf-8")

@@ -17,6 +17,7 @@ class FakeSession:
     """Answers a conversation whose last user turn it knows; otherwise says nothing."""
 
     runtime = "fake"
+    build = "fake 1.0"
     vocab_size = VOCAB
     stop_ids = frozenset({STOP})
 
@@ -58,9 +59,25 @@ class FakeSession:
                 chances[row, others] = (1 - chances[row].sum()) / others.sum()
             yield np.log(chances).astype(np.float32)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[list[int]]:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] = (),
+        on_draft: Any = None,
+    ) -> list[list[int]]:
         self.prompts += [self.decode(prompt) for prompt in prompts]
+        for row, (prompt, draft) in enumerate(zip(prompts, drafts, strict=False)):
+            at = range(len(prompt) - 1, len(prompt) + len(draft) - 1)
+            [logits] = self.score([([*prompt, *draft], at)])
+            on_draft(row, logits)
         return [self._rest(prompt)[:max_new_tokens] for prompt in prompts]
+
+    def close(self) -> None:
+        self.calls.append(("close", 0))
+
+    def text_ids(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
 
     def _rest(self, ids: Sequence[int]) -> list[int]:
         """What it would say after a conversation in which the answer may have begun."""

@@ -80,6 +80,28 @@ def goes_on_with_an_answer_that_scoring_has_begun(session: Session) -> None:
         assert session.generate([[*ids, *answer[:3]]], 5) == [answer[3:]]
 
 
+def keeps_of_a_draft_what_it_would_have_said(session: Session) -> None:
+    """Right, half right, wrong, too long and empty drafts: the same answers, and the logits that scoring gives."""
+    given = prompts(session, 20)
+    likely = [token for ids in given[:3] for token in greedy(session, ids, 12)]
+    session.stop_ids = session.stop_ids | {likely[5], likely[-1]}
+    stop = min(session.stop_ids)
+    expected = [greedy(session, ids, 12) for ids in given]
+    drafts: list[list[int]] = []
+    for i, answer in enumerate(expected):
+        kinds = [[*answer, stop], [*answer[:4], 7, 7, stop], [9, stop], [*answer, 5, 6], []]
+        drafts.append(kinds[i % len(kinds)])
+    heard: dict[int, np.ndarray] = {}
+    assert session.generate(given, 12, drafts, heard.__setitem__) == expected
+    assert session.generate(given, 3, drafts) == [answer[:3] for answer in expected]
+    rows = [
+        ([*ids, *draft], range(len(ids) - 1, len(ids) + len(draft) - 1))
+        for ids, draft in zip(given, drafts, strict=True)
+    ]
+    for i, scored in enumerate(session.score(rows)):
+        np.testing.assert_allclose(heard[i], scored, atol=TOLERANCE)
+
+
 def scores_rows_without_positions_as_empty(session: Session) -> None:
     ids = prompts(session, 1)[0]
     shapes = [scored.shape for scored in session.score([(ids, []), (ids, [3]), (ids, [])])]

@@ -117,12 +117,6 @@ def test_the_answer_is_the_models_own_whatever_the_reference(fake_session: Any, 
     assert found.rows[0]["joint_correct"] == (None if reference == "Late." else '"track"' in reference)
 
 
-def test_what_scoring_the_reference_has_found_is_not_generated_again(fake_session: Any) -> None:
-    session = fake_session({"one": ROWS[0]["messages"][2]["content"], "two": answer("track", order_id="AF-7")})
-    measured(session, ROWS[:2])
-    assert session.prompts == ['<system>Be brief.<user>two<assistant>{"intent": "track", "entities": {"order_id": "AF-']
-
-
 def test_an_answer_is_cut_at_the_limit_wherever_it_comes_from(fake_session: Any) -> None:
     for said in (answer("track", "Yes, it is."), answer("track", "Yes, it was lost.")):
         session = fake_session({"a": said})
@@ -171,13 +165,31 @@ def test_the_context_holds_the_longest_row(fake_session: Any) -> None:
     assert context_needed(cases, 1) >= max(len(c.prompt_ids) + len(c.reference_ids) for c in cases)
 
 
-def test_progress_counts_every_row_twice(fake_session: Any) -> None:
-    seen: dict[str, int] = {}
+def test_progress_counts_every_row_once(fake_session: Any) -> None:
+    seen: list[int] = []
     session = fake_session({})
-    evaluate(
-        session, prepare(session, ROWS, TASK), TASK, 10, lambda what, n: seen.update({what: seen.get(what, 0) + n})
-    )
-    assert seen == {"answers": 4, "perplexity": 4}
+    evaluate(session, prepare(session, ROWS, TASK), TASK, 10, lambda: seen.append(1))
+    assert len(seen) == 4
+
+
+def test_a_row_says_which_known_label_was_given_and_how_sure_the_model_was(fake_session: Any) -> None:
+    said = {"one": answer("track", order_id="AF-1"), "two": answer("my secret"), "three": answer("cancel")}
+    found = measured(fake_session(said, next_probability=0.75), ROWS[:3])
+    assert [row["predicted"] for row in found.rows] == ["track", None, "cancel"]
+    assert "secret" not in json.dumps([found.rows, found.details])
+    # the references differ from the label's first letter on; there it was sure of the truth, as far as the fake is
+    assert [row["fork_chance"] for row in found.rows] == pytest.approx([0.75, 0.75, 0.75], abs=1e-3)
+    assert found.figures["ece"][0] == pytest.approx(0.25, abs=1e-3)
+    assert found.details["confusion"] == {"cancel": {"cancel": 1}, "track": {"(unknown label)": 1, "track": 1}}
+
+
+def test_escalation_is_measured_for_the_labels_that_the_recipe_names(fake_session: Any) -> None:
+    task = Task("intent", "entities", ("cancel",))
+    said = {"one": answer("cancel"), "two": answer("track"), "three": answer("cancel"), "four": answer("track")}
+    session = fake_session(said)
+    figures = evaluate(session, prepare(session, ROWS, task), task, 200).figures
+    assert (figures["escalation_precision"][0], figures["escalation_recall"][0]) == (0.5, 0.5)
+    assert "names no labels" in measured(fake_session(said)).absent["escalation_recall"]
 
 
 def test_a_reply_without_json_is_the_whole_answer() -> None:

@@ -59,6 +59,10 @@ def test_goes_on_with_an_answer_that_scoring_has_begun(session: LlamaCppSession)
     checks.goes_on_with_an_answer_that_scoring_has_begun(session)
 
 
+def test_of_a_draft_is_kept_what_the_model_would_have_said(session: LlamaCppSession) -> None:
+    checks.keeps_of_a_draft_what_it_would_have_said(session)
+
+
 def test_rows_without_positions_give_no_logits(session: LlamaCppSession) -> None:
     checks.scores_rows_without_positions_as_empty(session)
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgeft.bench import run, worker
+from edgeft.bench.table import FIELDS
 from edgeft.errors import ArtifactError, EdgeftError
 from edgeft.progress import Reporter
 from edgeft.recipe import BenchSettings, TaskSettings
@@ -18,7 +19,7 @@ ROWS = [
     {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": ANSWER}], "meta": {}}
     for text in ("hi", "good morning")
 ]
-QUICK = BenchSettings(threads=1, prompt_tokens=24, decode_tokens=4, repeats=3, max_new_tokens=4, few_shot=1)
+QUICK = BenchSettings(threads=1, prompt_tokens=24, decode_tokens=4, repeats=3, max_new_tokens=4, few_shot=1, seconds=0)
 
 
 class Recorder(Reporter):
@@ -27,6 +28,10 @@ class Recorder(Reporter):
     def __init__(self) -> None:
         super().__init__("test")
         self.parts: list[tuple[str, float]] = []
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def track(self, what: str, total: float, done: float = 0.0) -> Any:
         self.parts.append((what, total))
@@ -39,6 +44,12 @@ def spec(tmp_path: Path, **more: Any) -> worker.Spec:
         "decode_tokens": 4, "repeats": 3, "max_new_tokens": 50, "label_key": "intent", "fields_key": "entities",
     }  # fmt: skip
     return worker.Spec(**{**values, **more})
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probe has a test of its own."""
+    monkeypatch.setattr(run.machine, "probe", lambda threads: {"read_gbps": 10.0, "gemm_gflops": 100.0})
 
 
 @pytest.fixture
@@ -71,8 +82,11 @@ def test_speed_comes_first_in_a_context_of_its_own(tmp_path: Path, opened: list[
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
     result = worker.run(spec(tmp_path, rows=str(rows), prompt_tokens=700))
-    assert opened[0] == (1, 705)
+    assert opened[:2] == [(1, 705), (1, 705)]  # the second time cold
     assert opened[-1][1] > 50
+    assert result["figures"]["cold_load_s"] >= 0 and result["figures"]["cold_ttft_s"] >= 0
+    assert result["conditions"]["marks"] is not None
+    assert result["host"]["build"] == "fake 1.0"
     assert len(result["samples"]) == 3
     assert result["figures"]["joint_exact_match"][0] == 0.5
     assert result["figures"]["peak_rss_bytes"] > 1_000_000
@@ -84,6 +98,12 @@ def test_without_rows_only_speed_is_measured(tmp_path: Path, opened: list[tuple[
     assert "decode_tps" in result["figures"]
     assert "perplexity" not in result["figures"]
     assert result["rows"] == []
+
+
+def test_multiple_choice_is_asked_when_there_are_questions(tmp_path: Path, opened: list[Any]) -> None:
+    result = worker.run(spec(tmp_path, choices=(("What?", ("this", "that"), 0),)))
+    assert result["choices"]["n"] == 1
+    assert worker.run(spec(tmp_path))["choices"] is None
 
 
 def test_progress_is_json_lines(tmp_path: Path, opened: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +137,7 @@ def test_a_runtimes_chatter_on_stdout_is_passed_over() -> None:
 
 def test_a_real_model_is_measured_in_its_own_process(real_package: Path) -> None:
     recorder = Recorder()
-    measured = run.bench_package(real_package, ROWS, QUICK, TaskSettings(), ROWS, recorder)
+    measured = run.bench_package(real_package, ROWS, QUICK, TaskSettings(), run.Shots(ROWS, 1, 2), recorder)
     row = measured["row"]
     assert row["runtime"] == "llama.cpp"
     assert row["bytes"] == os.stat(real_package / "model.gguf").st_size
@@ -127,10 +147,43 @@ def test_a_real_model_is_measured_in_its_own_process(real_package: Path) -> None
     assert 1 < row["perplexity"] < 1000
     assert row["peak_rss_bytes"] > 50_000_000
     assert row["absent"]["digest"]
-    assert row["conditions"] == {"threads": 1, "prompt_tokens": 24, "decode_tokens": 4, "repeats": 3, "few_shot": 1}
-    assert [part for part, _ in recorder.parts] == ["speed", "perplexity", "answers"]
+    known = {"threads": 1, "prompt_tokens": 24, "decode_tokens": 4, "repeats": 3, "few_shot": 1}
+    assert known.items() <= row["conditions"].items()
+    assert {"test_rows", "marks", "others_share", "read_gbps"} <= set(row["conditions"])
+    assert row["bandwidth_share"] > 0 and row["read_bytes_per_token"] < row["bytes"]
+    assert row["replaced_tokens"] > row["request_tokens"] / 2 and row["saved_s"] != 0
+    assert [part for part, _ in recorder.parts] == ["speed", "answers"]
+    assert "ceiling" in recorder.notes[0]
+    assert "AVX" in measured["host"]["build"] or "NEON" in measured["host"]["build"]
     assert measured["host"]["omp"]["OMP_NUM_THREADS"] == "1"
     assert len(measured["samples"][0]["decode_s"]) == 4
+
+
+def test_a_busy_machine_is_refused_when_asked_to(real_package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "busy_now", lambda cores: 0.4)
+    with pytest.raises(EdgeftError, match="others take 40% of the cores"):
+        run.bench_package(real_package, None, QUICK, TaskSettings(), strict=True)
+
+
+def test_doubtful_timings_are_marked_and_said_and_refused_when_asked_to(
+    real_package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = {"decode_tps": 1.0, "prefill_tps": 1.0, "repeats": 3, "warm_ups": 1, "spread": 0.1}
+    conditions = {"marks": ["busy: others took 40% of the cores"]}
+
+    def measured(*_: Any) -> dict[str, Any]:
+        parts = {"rows": [], "details": {}, "choices": None, "samples": [], "host": {}}
+        return {"figures": {"runtime": "x", **figures}, "absent": dict.fromkeys(FIELDS, "no"),
+                "conditions": conditions, **parts}  # fmt: skip
+
+    monkeypatch.setattr(run, "run_worker", measured)
+    monkeypatch.setattr(run, "busy_now", lambda cores: 0.0)
+    recorder = Recorder()
+    row = run.bench_package(real_package, None, QUICK, TaskSettings(), None, recorder)["row"]
+    assert row["conditions"]["marks"] == conditions["marks"]
+    assert "busy" in recorder.notes[-1]
+    with pytest.raises(EdgeftError, match="doubtful: busy"):
+        run.bench_package(real_package, None, QUICK, TaskSettings(), strict=True)
 
 
 def test_speed_alone_says_why_accuracy_is_absent(real_package: Path) -> None:

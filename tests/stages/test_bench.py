@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
+from edgeft.bench.run import Shots
 from edgeft.plan import BenchNode
 from edgeft.progress import Reporter
 from edgeft.recipe import BenchSettings, TaskSettings
 from edgeft.stages import bench
 from tests.stages.bench_artifacts import dataset
 
-QUICK = BenchSettings(threads=1, prompt_tokens=16, decode_tokens=4, repeats=3, max_new_tokens=4, few_shot=5)
+QUICK = BenchSettings(threads=1, prompt_tokens=16, decode_tokens=4, repeats=3, max_new_tokens=4, few_shot=5, seconds=0)
 
 
 @pytest.fixture
@@ -42,11 +43,13 @@ def test_a_package_is_measured_in_its_own_process_and_leaves_its_files(package: 
     assert (row["kl_mean"], row["top1"], row["digest"]) == (0.1, 0.9, package.digest)
     assert row["package"] == "export-0123456789abcdef"
     assert row["conditions"]["few_shot"] == 2  # the node's, not the recipe's
-    assert row["absent"] == {}
+    absent = {"escalation_precision", "escalation_recall", "replaced_tokens", "saved_s"}
+    assert set(row["absent"]) == absent
+    assert set(json.loads((out / "details.json").read_text())) >= {"labels", "confusion", "slices", "calibration"}
     assert metrics["n"] == row["n"] == 6
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     expected = {"index", "id", "json_valid", "intent_correct", "joint_correct", "chrf", "nll", "num_answer_tokens",
-                "slices"}  # fmt: skip
+                "slices", "predicted", "fork_chance", "fork_hit", "num_prompt_tokens", "num_said_tokens"}  # fmt: skip
     assert all(set(r) == expected for r in rows)
     assert "please" not in (out / "rows.jsonl").read_text()
     samples = (out / "log" / "samples.jsonl").read_text().splitlines()
@@ -56,19 +59,19 @@ def test_a_package_is_measured_in_its_own_process_and_leaves_its_files(package: 
     assert "VmHWM" in host["peak_rss"] or "process" in host["peak_rss"]
 
 
-@pytest.mark.parametrize(("few_shot", "num_train"), [(0, None), (3, 9)])
-def test_training_rows_are_shown_to_the_untouched_base_alone(
-    few_shot: int, num_train: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("few_shot", "shown", "replaced"), [(0, 0, 5), (3, 3, 0)])
+def test_examples_are_shown_to_the_untouched_base_alone_and_counted_for_the_others(
+    few_shot: int, shown: int, replaced: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
-    def fake(package: Path, rows: Any, settings: BenchSettings, task: Any, shots: Any, report: Any) -> dict[str, Any]:
-        seen.extend([len(rows), settings.few_shot, shots and len(shots)])
+    def fake(package: Path, rows: Any, settings: Any, task: Any, shots: Shots, report: Any) -> dict[str, Any]:
+        seen.extend([len(rows), len(shots.rows), shots.shown, shots.replaced])
         row = dict.fromkeys(("n", "joint_exact_match", "decode_tps", "bytes"))
-        return {"row": row, "rows": [], "samples": [], "host": {}}
+        return {"row": row, "rows": [], "details": {}, "samples": [], "host": {}}
 
     monkeypatch.setattr(bench, "bench_package", fake)
     data = dataset(tmp_path / "data")
     node = BenchNode(bench=QUICK, task=TaskSettings(), few_shot=few_shot)
     bench.run(node, {"package": data, "dataset": data}, tmp_path, Reporter("bench"))
-    assert seen == [6, few_shot, num_train]
+    assert seen == [6, 9, shown, replaced]

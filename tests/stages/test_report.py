@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from edgeft.artifact import Artifact
+from edgeft.bench.scores import calibration
 from edgeft.bench.stats import wilson
 from edgeft.bench.table import FIELDS, make_row
 from edgeft.plan import ReportNode
@@ -18,6 +19,15 @@ HISTORY = json.dumps(
     {"steps": [{"step": 1, "loss": 2.0, "lr": 0.1}], "evals": [{"step": 1, "loss": 1.5}], "best_step": 1}
 )
 
+DETAILS = {
+    "slices": [{"field": "source", "value": "phone", "n": 40, "share": wilson(20, 40)}],
+    "worst_slice": {"field": "source", "value": "phone", "n": 40, "share": wilson(20, 40), "looked_at": 3,
+                    "clearly_worse": True},
+    "labels": [{"label": "refund", "n": 9, "predicted": 0, "precision": None, "recall": wilson(0, 9), "f1": 0.0}],
+    "confusion": {"refund": {"cancel": 5, "refund": 0}},
+    "calibration": calibration([0.9] * 10, [True] * 9 + [False]),
+    "escalation": {"recall": wilson(3, 4)},
+}  # fmt: skip
 GENERAL = {"perplexity": 40.0, "bits_per_byte": 1.2}
 
 
@@ -34,6 +44,7 @@ def bench_artifact(folder: Path, hits: int, megabytes: float, load: float = 0.5,
         "result.json": json.dumps(make_row(values, dict.fromkeys(FIELDS, "not in this test"))),
         "rows.jsonl": "".join(json.dumps(r) + "\n" for r in rows),
         "log/host.json": json.dumps(host),
+        "details.json": json.dumps(DETAILS),
     }
     return write_artifact(folder, "report", files)
 
@@ -86,6 +97,20 @@ def test_the_page_shows_records_of_all_inputs(inputs: dict[str, Artifact], tmp_p
         assert str(artifact.path) in page
         assert artifact.digest in page
     assert str(tmp_path / "runs" / "export-1") in page
+
+
+def test_what_lies_under_the_figures_of_the_picked_package_is_shown(
+    inputs: dict[str, Artifact], tmp_path: Path
+) -> None:
+    saved = {"saved_s": 1.25, "request_tokens": 60.0, "replaced_tokens": 900.0, "conditions": {"marks": ["busy: 40%"]}}
+    inputs["bench-teacher-gguf-q8_0"] = bench_artifact(tmp_path / "runs" / "bench-3", 90, 100, **saved)
+    run(ReportNode(name="demo", token_price=2.5), inputs, tmp_path, Reporter("report"))
+    page = (tmp_path / "report.html").read_text("utf-8")
+    for text in ("source = phone, 50.0%", "its interval lies below", "recall 75.0%",
+                 "refund</td><td class=\"left\">cancel",
+                 "60 tokens in place of the 900", "1.2 s and 0.0021 in money saved",
+                 "teacher gguf q8_0</strong>: busy: 40%"):  # fmt: skip
+        assert text in page, text
 
 
 def test_a_run_without_a_student_is_reported_too(inputs: dict[str, Artifact], tmp_path: Path) -> None:

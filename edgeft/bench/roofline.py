@@ -1,0 +1,43 @@
+"""The roofline of a package on a machine (Williams et al. 2009): the rates that memory and arithmetic allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgeft.formats.cost import Cost
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the machine was measured to do, and the tokens per second that follow for one package."""
+
+    read_gbps: float
+    gemm_gflops: float
+    read_bytes: int
+    decode_tps: float  # every weight is read once per token
+    prefill_tps: float  # in float32; narrower arithmetic may be faster
+
+    def text(self) -> str:
+        """One line, before the measurement."""
+        return (
+            f"ceiling: {self.read_bytes / 1e6:,.0f} MB read per token at {self.read_gbps:.1f} GB/s give at most "
+            f"{self.decode_tps:,.0f} tokens/s; {self.gemm_gflops:,.0f} GFLOP/s (float32) give {self.prefill_tps:,.0f} "
+            "tokens/s of prompt"
+        )
+
+    def shares(self, figures: dict[str, Any]) -> dict[str, float]:
+        """Which share of the ceilings was reached. A share above 1 means that the arithmetic was narrower (prefill)
+        or that the weights stayed in a cache (decode)."""
+        return {
+            "read_bytes_per_token": self.read_bytes,
+            "bandwidth_share": figures["decode_tps"] / self.decode_tps,
+            "gemm_share": figures["prefill_tps"] / self.prefill_tps,
+        }
+
+
+def ceiling(cost: Cost, machine: dict[str, Any], prompt_tokens: int) -> Ceiling:
+    """The ceiling of a package of this `cost`; the output head works for a prompt's last token alone."""
+    flop = 2 * (cost.macs - cost.head_macs + cost.head_macs / prompt_tokens)
+    read, gemm = machine["read_gbps"], machine["gemm_gflops"]
+    return Ceiling(read, gemm, cost.read_bytes, read * 1e9 / cost.read_bytes, gemm * 1e9 / flop)

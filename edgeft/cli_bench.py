@@ -1,0 +1,194 @@
+"""The commands that measure and compare; `cli` registers them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgeft.terminal import print_results, print_table
+
+# Everything heavier is imported inside the commands, so that --help answers at once.
+
+RunsOpt = Annotated[Path, typer.Option("--runs", envvar="EDGEFT_RUNS", help="Folder of all artifacts.")]
+ThreadsOpt = Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; default: physical cores.")]
+JsonOpt = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+StrictOpt = Annotated[bool, typer.Option("--strict", help="Refuse to measure on a busy or throttling machine.")]
+ProfilesOpt = Annotated[Path | None, typer.Option(help="YAML file with device profiles of your own.")]
+RUNS = Path("runs")
+REGRESSION = 1
+
+
+def bench(
+    package: Annotated[str, typer.Argument(metavar="PACKAGE", help="A package's folder, or a recipe: all of its.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
+    ] = None,
+    choices: Annotated[
+        Path | None, typer.Option(help='Multiple choice: lines of {"query", "choices", "gold"}.')
+    ] = None,
+    grammar: Annotated[
+        Path | None, typer.Option(help="Training rows: hold 50 answers to a grammar made of them (GGUF only).")
+    ] = None,
+    threads: ThreadsOpt = None,
+    like: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="Give it a device's memory and threads; see `edgeft devices`.")
+    ] = None,
+    profiles: ProfilesOpt = None,
+    strict: StrictOpt = False,
+    as_json: JsonOpt = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Measure packages: speed, memory; with --data accuracy."""
+    from edgeft import commands
+    from edgeft.bench.choices import load_choices
+    from edgeft.bench.constrained import bench_like
+    from edgeft.bench.profiles import find_profile, load_profiles
+    from edgeft.bench.run import Extras, bench_package
+    from edgeft.progress import Reporter
+    from edgeft.recipe import BenchSettings, TaskSettings
+
+    profile = find_profile(like, load_profiles(profiles)) if like else None
+    settings, task = BenchSettings(), TaskSettings()
+    if not commands.find_artifact(package, runs):
+        recipe = commands.open_run(package, (), runs).recipe
+        settings, task = recipe.bench, recipe.task
+    settings = settings.model_copy(update={"threads": threads or settings.threads})
+    test_rows = commands.read_test_rows(data) if data else None
+    extras = Extras(
+        questions=load_choices(choices) if choices else (),
+        grammar=commands.grammar_from(grammar, task) if grammar and data else None,
+    )
+    rows = []
+    for folder in commands.package_folders(package, runs):
+        report = Reporter(folder.name, stream=sys.stderr)
+        if like and profile:
+            row = bench_like(like, profile, folder, test_rows, settings, task, report)
+        else:
+            found = bench_package(folder, test_rows, settings, task, None, report, strict=strict, extras=extras)
+            held = found["details"].get("held_to_grammar")
+            row = {**found["row"], "choices": found["choices"], "held_to_grammar": held}
+        rows.append({**row, "name": row["name"] or folder.name, "path": str(folder)})
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        _print_measured(rows)
+
+
+def _print_measured(rows: list[dict[str, Any]]) -> None:
+    from edgeft.bench.constrained import said
+
+    print_results(rows)
+    for row in rows:
+        _print_held(row["package"], row.get("held_to_grammar"))
+        _print_choices(row["package"], row.get("choices"))
+        if "like" in row:
+            print("\n" + "\n".join(said(row["like"])))
+
+
+def _print_held(name: str, found: dict[str, Any] | None) -> None:
+    if found:
+        print(f"\n{name}, {found.get('n', 0)} answers held to the grammar: {found.get('absent') or ''}")
+    for figure, sides in (found or {}).items():
+        if isinstance(sides, dict):
+            free, held = (100 * sides[side][0] for side in ("free", "held"))
+            print(f"  {figure}: free {free:.1f}%, held {held:.1f}%, p = {sides['p']:.2g}")
+
+
+def _print_choices(name: str, found: dict[str, Any] | None) -> None:
+    if found:
+        plain, by_length = (
+            f"{100 * share:.1f}% ({100 * low:.1f}-{100 * high:.1f})"
+            for share, low, high in (found["accuracy"], found["accuracy_by_length"])
+        )
+        print(f"\n{name}: multiple choice {plain}, by length {by_length}", end="; ")
+        print(f"n = {found['n']}, guessing {100 * found['chance']:.1f}%")
+
+
+def compare(
+    first: Annotated[str, typer.Argument(metavar="A", help="The old one: a measurement's folder, or a package's.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The new one.")],
+    gate: Annotated[Path | None, typer.Option(help="YAML file of limits; exit code 1 if one is not kept.")] = None,
+    rounds: Annotated[int, typer.Option(min=0, help="Fresh processes of each, in turns, for speed; 0: none.")] = 5,
+    threads: ThreadsOpt = None,
+    strict: StrictOpt = False,
+    as_json: JsonOpt = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """Compare two packages: accuracy, speed, limits for CI.
+
+    Exit code 1 if a limit of --gate is not kept.
+    Shares: McNemar's exact test; scores and speeds: 95% bootstrap intervals of the change from A to B."""
+    from edgeft import measuring
+    from edgeft.bench.compare import as_cells
+    from edgeft.progress import Reporter
+    from edgeft.recipe import BenchSettings
+
+    old, new = (measuring.find_subject(name, runs) for name in (first, second))
+    settings = BenchSettings(threads=threads)
+    report = Reporter("compare", stream=sys.stderr)
+    found = measuring.compare(old, new, settings, rounds, report, strict)
+    verdicts = measuring.check_gates(gate, found) if gate else []
+    if as_json:
+        told = {"figures": [asdict(one) for one in found], "gates": [asdict(one) for one in verdicts]}
+        print(json.dumps(told, indent=1))
+    else:
+        print_table(["figure", "A", "B", "change", "p", "from"], [as_cells(one) for one in found])
+        for verdict in verdicts:
+            kept = "kept" if verdict.kept else "NOT KEPT"
+            print(f"{verdict.figure} {verdict.limit} {verdict.bound:g}: {kept} (found {verdict.found:.4g})")
+    if not all(verdict.kept for verdict in verdicts):
+        raise typer.Exit(REGRESSION)
+
+
+def history(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Part of a name: student-gguf-q8_0.")] = None,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """List all measurements and plot them."""
+    from edgeft import measuring
+
+    table, page = measuring.history(runs, name)
+    headers = ["finished", "name", "package", "cpu", "size MB", "decode tok/s", "TTFT ms", "joint exact %",
+               "perplexity"]  # fmt: skip
+    print_table(headers, table, right_from=4)
+    print(f"\nplot: {page}")
+
+
+def devices(
+    packages: Annotated[
+        list[str] | None, typer.Argument(metavar="[PACKAGE]...", help="Packages, or a recipe: all of its.")
+    ] = None,
+    device: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Only this device; may be repeated.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Length of the prompt.")] = 128,
+    profiles: ProfilesOpt = None,
+    calibrate: Annotated[
+        str | None, typer.Option(metavar="TOKENS_PER_S|FILE", help="One run on the device: its rate, or bench --json.")
+    ] = None,
+    as_json: JsonOpt = False,
+    runs: RunsOpt = RUNS,
+) -> None:
+    """List device profiles; with packages, predict speed, memory and fit."""
+    from edgeft import commands
+    from edgeft.bench import forecast
+    from edgeft.bench.profiles import find_profile, load_profiles
+
+    known = load_profiles(profiles)
+    chosen = {name: find_profile(name, known) for name in device} if device else known
+    if not packages:
+        if as_json:
+            print(json.dumps({name: profile.model_dump() for name, profile in chosen.items()}, indent=1))
+        else:
+            print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
+        return
+    opened = [forecast.open_package(path) for name in packages for path in commands.package_folders(name, runs)]
+    rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    print_table(forecast.FORECAST_HEADERS, forecast.forecast_rows(rows), right_from=2)
+    print("\n" + "\n".join(forecast.remarks(rows, prompt_tokens)))
