@@ -25,7 +25,8 @@ def greedy_answer(model: Path, messages: Messages, max_new_tokens: int) -> tuple
     from edgeft.tune.generate import greedy_answers
 
     chat = ChatTokenizer.from_folder(model)
-    [ids] = greedy_answers(load_model(model, torch.float32), [chat.prompt_ids(messages)], chat, max_new_tokens)
+    prompts = [chat.prompt_ids(messages)]
+    [ids] = greedy_answers(load_model(model, torch.float32), prompts, chat, max_new_tokens)
     return ids, chat.decode(ids)
 
 
