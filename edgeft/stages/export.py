@@ -10,9 +10,10 @@ from edgeft.bench.contract import check_contract
 from edgeft.bench.host import physical_cores
 from edgeft.bench.ladder import Limits, context_for, measure
 from edgeft.bench.session import open_session
-from edgeft.formats import gguf, onnx, onnx_quant
+from edgeft.formats import gguf, gguf_quant, onnx, onnx_quant
 from edgeft.formats.diff import check_facts, where_they_part
 from edgeft.formats.hf import count_parameters
+from edgeft.formats.importance import load_importance
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
@@ -59,15 +60,25 @@ def check(cfg: ExportNode, model: Path, probe: Probe, package: Path, report: Rep
 
 def _write(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:
     model = inputs["model"].path
-    if cfg.format == "gguf" and cfg.quant == "f16":
-        gguf.write_gguf(model, out / "model.gguf", "f16")
+    if cfg.format == "gguf" and cfg.quant in gguf.FLOATS:
+        gguf.write_gguf(model, out / "model.gguf", cfg.quant)
     elif cfg.format == "gguf":
-        gguf.quantize(inputs["full"].file("model.gguf"), out / "model.gguf", cfg.quant, threads)
+        _quantize_gguf(cfg, inputs, out, threads)
     elif cfg.quant == "fp32":
         onnx.build_onnx(model, out)
     else:
         onnx_quant.quantize_graph(inputs["full"].file(onnx.GRAPH), out / onnx.GRAPH, ONNX_BITS[cfg.quant])
         onnx.copy_companions(inputs["full"].path, out)
+
+
+def _quantize_gguf(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:
+    names = gguf.tensor_names(inputs["model"].path)
+    importance = None
+    if "importance" in inputs:
+        importance = gguf_quant.rename_importance(load_importance(inputs["importance"].path), names)
+    types = gguf_quant.types_by_tensor(dict(cfg.tensor_types), names.values())
+    source = inputs["full"].file("model.gguf")
+    gguf_quant.quantize(source, out / "model.gguf", cfg.quant, threads, importance, types)
 
 
 def _package_bytes(out: Path) -> int:
