@@ -134,9 +134,7 @@ def plan(recipe: Recipe) -> dict[str, Node]:
             if fmt == "gguf" and quant not in BYTES_AND_ABOVE and recipe.export.importance == "auto":
                 inputs["importance"] = importance(model_name, model)
         max_kl = recipe.export.max_kl[quant]  # type: ignore[index]
-        config = ExportNode(
-            format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail, tensor_types=rules
-        )
+        config = ExportNode(format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail, tensor_types=rules)
         return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
 
     data_sources = {

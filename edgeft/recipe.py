@@ -260,8 +260,7 @@ class ExportSettings(Settings):
     importance: Literal["auto", "none"] = "auto"
     """auto: types below 8 bits keep exact what your training rows use most (llama.cpp's importance matrix)."""
     tensor_types: dict[str, TensorType] = {}
-    """GGUF types of parts of the model, in every quantised file; the first rule that fits counts. A part is head,
-    embedding, attn_q, attn_k, attn_v, attn_output, ffn_gate, ffn_up, ffn_down, or a pattern such as blk.0.*"""
+    """GGUF types of parts (head, embedding, attn_q, blk.0.*) in quantised files; the first rule that fits counts."""
     lora: bool = False
     """Also write the adapter unmerged, for llama.cpp to put on the base model's GGUF."""
     onnx: tuple[OnnxQuant, ...] = ("fp32", "int8", "int4")
@@ -337,7 +336,7 @@ class Recipe(Settings):
     def _lora_alone(self) -> Recipe:
         if self.export.lora and (self.train.method == "full" or self.train.dora or self.train.init != "lora"):
             raise ValueError(
-                "export.lora: only an adapter of method lora or qlora, with init: lora and without dora, has a GGUF form"
+                "export.lora: only an adapter of method lora or qlora, init lora and without dora has a GGUF form"
             )
         return self
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
-    "script", ["training.compare", "training.step_profile", "distill.compare", "targets.fit", "targets.run"]
+    "script",
+    ["training.compare", "training.step_profile", "distill.compare", "targets.fit", "targets.run", "export.run"],
 )
 def test_a_benchmark_says_what_it_measures(script: str) -> None:
     command, env = [sys.executable, "-m", f"benchmarks.{script}", "--help"], {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -30,9 +30,10 @@ ROPE_FACTORS = "rope_freqs.weight"
 
 
 def write_gguf(model: Path, out: Path, dtype: str) -> None:
-    """Write the model in folder `model`, with tokenizer and chat template, as `out` in a type of FLOATS; vectors stay in f32.
+    """Write the model in folder `model`, with tokenizer and chat template, as `out`; vectors stay in f32.
 
-    Raises ModelError, naming it, for an architecture, rope scaling or tokenizer that llama.cpp would compute otherwise.
+    `dtype` is a key of FLOATS. Raises ModelError, naming it, for an architecture, rope scaling or tokenizer that
+    llama.cpp would compute otherwise.
     """
     config = read_config(model)
     row = architecture(model, config)

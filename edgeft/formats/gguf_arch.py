@@ -54,7 +54,7 @@ def architecture(model: Path | str, config: Config) -> Architecture:
         problems.append(f"activation {found} instead of {row.activation}")
     if problems:
         raise ModelError(
-            f"{model}: {name} with {'; '.join(problems)} cannot be written as GGUF: llama.cpp would compute it otherwise",
+            f"{model}: {name} with {'; '.join(problems)} cannot be written as GGUF: llama.cpp computes otherwise",
             "choose another base model or export to ONNX only",
         )
     return row

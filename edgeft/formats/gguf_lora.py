@@ -22,7 +22,7 @@ SIDES = {".lora_A.weight": "lora_a", ".lora_B.weight": "lora_b"}
 
 
 def write_lora(adapter: Path, scale: float, base: Path, out: Path) -> int:
-    """Write the adapter_model.safetensors `adapter`, whose product counts `scale` times, for the model in folder `base`.
+    """Write the adapter_model.safetensors `adapter` for the model in folder `base`; its product counts `scale` times.
 
     Returns the number of matrices that it changes. Raises ModelError if it holds something other than pairs for
     matrices of the base.

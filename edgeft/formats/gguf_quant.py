@@ -70,7 +70,7 @@ def rename_importance(importance: Importance, names: Mapping[str, str]) -> Impor
     }
     if missing := sorted(matrices ^ (set(renamed) - {HEAD_TENSOR, EMBEDDING_TENSOR})):
         raise ModelError(
-            f"the importance was measured on another model: they differ in {len(missing)} matrices such as {missing[0]}",
+            f"the importance was measured on another model: {len(missing)} matrices differ, such as {missing[0]}",
             "measure it on the model that is exported",
         )
     return renamed

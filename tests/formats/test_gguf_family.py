@@ -20,7 +20,7 @@ from tests.formats.llama_cpp_converter import convert
 from tests.formats.tiny_family import FAMILY, write_tiny
 from tests.formats.tiny_model import TEXTS
 
-# sha256 over (name, type, shape, bytes) of the tensors in the bf16 files that llama.cpp's converter writes; the slow test
+# sha256 over (name, type, shape, bytes) of the tensors in the bf16 files that llama.cpp's converter writes; a slow test
 # below compares them with the converter itself.
 GOLDEN = {
     "llama": "6b72e7f588b5b595d210d384fee5128609dcf6544b223b55a5211bb9c23e184d",

@@ -6,7 +6,7 @@ import pytest
 
 from edgeft.errors import ModelError
 from edgeft.formats.gguf_read import GPT2_SPLIT, LLAMA3_SPLIT
-from edgeft.formats.gguf_vocab import QWEN2_SPLIT, QWEN35_SPLIT, SPACE, TEKKEN_SPLIT, pre_tokenizer_name
+from edgeft.formats.gguf_vocab import QWEN2_SPLIT, pre_tokenizer_name
 
 
 def raw_tokenizer(pre_tokenizer: dict[str, Any], **model: Any) -> dict[str, Any]:
