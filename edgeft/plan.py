@@ -19,6 +19,11 @@ from edgeft.recipe import (
     TaskSettings,
 )
 
+FULL = {"gguf": "f16", "onnx": "fp32"}  # what quantised packages of a format are made from
+UNQUANTISED = ("f32", "f16", "bf16", "fp32")  # written from the model itself
+BYTES_AND_ABOVE = (*UNQUANTISED, "q8_0", "fp16", "int8")  # types so exact that knowing what matters does not help them
+IMPORTANCE_ROWS = 128  # training rows that say which channels matter; half the gain comes from the first 32
+
 
 class ExportNode(Settings):
     """One package: what `stages/export.py` writes."""
@@ -28,6 +33,7 @@ class ExportNode(Settings):
     max_kl: float
     max_tail: float = 10.0
     int4_blocks: tuple[int, ...] = (32,)
+    tensor_types: tuple[tuple[str, str], ...] = ()  # rule, type; the first rule that fits counts
 
 
 class ShapeNode(Settings):
@@ -72,6 +78,18 @@ class ProbeNode(Settings):
     max_tokens: int
 
 
+class ImportanceNode(Settings):
+    """What `stages/importance.py` measures."""
+
+    rows: int
+    max_tokens: int
+    seed: int = 0
+
+
+class LoraNode(Settings):
+    """`stages/lora.py` has nothing to choose."""
+
+
 class BenchNode(Settings):
     """What `stages/bench.py` measures on one package."""
 
@@ -114,16 +132,26 @@ def plan(recipe: Recipe) -> dict[str, Node]:
         nodes[name] = Node(name, stage, config, inputs, sources or {})
         return name
 
+    def importance(model_name: str, model: str) -> str:
+        rows = ImportanceNode(rows=IMPORTANCE_ROWS, max_tokens=recipe.train.max_tokens)
+        return add(f"importance-{model_name}", "importance", rows, {"model": model, "dataset": data})
+
     def package(model_name: str, model: str, fmt: str, quant: str) -> str:
-        full = "f16" if fmt == "gguf" else "fp32"
         inputs = {"model": model, "probe": f"probe-{model_name}"}
-        if quant != full:
-            inputs["full"] = f"{model_name}-{fmt}-{full}"
+        rules: tuple[tuple[str, str], ...] = ()
+        if quant not in UNQUANTISED:
+            inputs["full"] = f"{model_name}-{fmt}-{FULL[fmt]}"
             if inputs["full"] not in nodes:
-                package(model_name, model, fmt, full)
+                package(model_name, model, fmt, FULL[fmt])
+            if fmt == "gguf":
+                rules = tuple(recipe.export.tensor_types.items())
+            if quant not in BYTES_AND_ABOVE and recipe.export.importance == "auto":
+                inputs["importance"] = importance(model_name, model)
         max_kl = recipe.export.max_kl[quant]  # type: ignore[index]
         blocks = {"int4_blocks": recipe.export.int4_blocks} if quant == "int4" else {}
-        config = ExportNode(format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail, **blocks)
+        config = ExportNode(
+            format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail, tensor_types=rules, **blocks
+        )
         return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
 
     data_sources = {
@@ -177,6 +205,8 @@ def plan(recipe: Recipe) -> dict[str, Node]:
         add(f"probe-{name}", "probe", probe, {"model": model, "dataset": data, **lineage})
         for fmt, quants in (("gguf", recipe.export.gguf), ("onnx", recipe.export.onnx)):
             packages |= {f"{name}-{fmt}-{q}": package(name, model, fmt, q) for q in quants}
+    if recipe.export.lora:
+        add("adapter-gguf-lora", "lora", LoraNode(), {"model": base, "adapter": adapter})
     add("probe-base", "probe", probe, {"model": base, "dataset": data})
     floor = package("base", base, "gguf", "q8_0")
 

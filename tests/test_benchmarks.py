@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
         "targets.fit",
         "targets.run",
         "export.int4",
+        "export.run",
         "speed.accuracy_rows",
     ],
 )

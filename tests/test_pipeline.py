@@ -255,6 +255,30 @@ def test_only_a_student_that_answers_has_the_teacher_beside_it(tmp_path: Path) -
     assert nodes_of(tmp_path, "distill.on_policy=0.25")["distill"].inputs["teacher"] == "merge"
 
 
+def test_types_below_8_bits_know_what_matters(tmp_path: Path) -> None:
+    recipe = fakes.write_recipe(tmp_path)
+    nodes = plan(load_recipe(recipe, ("export.gguf=[f32,bf16,q8_0,q4_k_m,iq4_xs]", "export.onnx=[]")))
+    assert nodes["importance-teacher"].inputs == {"model": "merge", "dataset": "data"}
+    given = {name for name, node in nodes.items() if "importance" in node.inputs}
+    assert given == {f"{model}-gguf-{quant}" for model in ("teacher", "student") for quant in ("q4_k_m", "iq4_xs")}
+    assert "full" not in nodes["teacher-gguf-bf16"].inputs
+    without = plan(load_recipe(recipe, ("export.importance=none", "export.onnx=[]")))
+    assert not any(node.stage == "importance" or "importance" in node.inputs for node in without.values())
+
+
+def test_the_order_of_type_rules_is_part_of_a_package(tmp_path: Path) -> None:
+    recipe = fakes.write_recipe(tmp_path)
+    rules = ("{head: q8_0, '*': q6_k}", "{'*': q6_k, head: q8_0}")
+    configs = [plan(load_recipe(recipe, (f"export.tensor_types={r}",)))["teacher-gguf-q4_k_m"].config for r in rules]
+    assert configs[0].model_dump_json() != configs[1].model_dump_json()
+
+
+def test_the_adapter_is_exported_unmerged_if_asked(tmp_path: Path) -> None:
+    recipe = fakes.write_recipe(tmp_path)
+    assert "adapter-gguf-lora" not in plan(load_recipe(recipe))
+    assert plan(load_recipe(recipe, ("export.lora=true",)))["adapter-gguf-lora"].inputs["adapter"] == "train"
+
+
 def test_a_quantised_package_brings_its_full_precision_one(tmp_path: Path) -> None:
     nodes = plan(load_recipe(fakes.write_recipe(tmp_path), ("export.gguf=[q8_0]", "export.onnx=[]")))
     assert nodes["student-gguf-q8_0"].inputs["full"] == "student-gguf-f16"

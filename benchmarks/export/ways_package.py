@@ -20,7 +20,7 @@ from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.bench.ort import OrtSession
 from edgeft.bench.session import Logits
 from edgeft.errors import ArtifactError
-from edgeft.formats import gguf
+from edgeft.formats import gguf, gguf_quant
 from tests.formats.tiny_model import HEADS, KV_HEADS, TEXTS, make_probe, write_tiny_llama
 
 PROMPT = r"the prompt of .* differs"
@@ -251,7 +251,7 @@ def stale_cache(world: World, out: Path) -> None:
     package = out / "package"
     package.mkdir()
     gguf.write_gguf(older, out / "older.gguf", "f16")
-    gguf.quantize(out / "older.gguf", package / "model.gguf", "q8_0", 1)
+    gguf_quant.quantize(out / "older.gguf", package / "model.gguf", "q8_0", 1)
     world.check(package, "q8_0")
 
 

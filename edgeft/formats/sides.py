@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeft.errors import ArtifactError, ModelError
-from edgeft.formats.gguf import pre_tokenizer_name
+from edgeft.formats.gguf_vocab import pre_tokenizer_name
 from edgeft.formats.hf import WEIGHTS, read_config
 from edgeft.formats.weights import open_weights
 from edgeft.text.chat import ChatTokenizer, read_json

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 
 from edgeft.artifact import CHECKPOINT_DIR, LOG_DIR, Artifact
 from edgeft.bench.contract import check_contract
@@ -15,9 +14,10 @@ from edgeft.bench.golden import needed_context, write_golden
 from edgeft.bench.host import physical_cores
 from edgeft.bench.ladder import Limits, context_for, measure
 from edgeft.bench.session import open_session
-from edgeft.formats import gguf, onnx, onnx_half, onnx_quant
+from edgeft.formats import gguf, gguf_quant, onnx, onnx_half, onnx_quant
 from edgeft.formats.diff import check_facts, where_they_part
 from edgeft.formats.hf import count_parameters
+from edgeft.formats.importance import load_importance
 from edgeft.formats.onnx_blocks import Scheme, candidates, uses_bits_best
 from edgeft.formats.parity import differences, summarize
 from edgeft.formats.probe import Probe
@@ -25,7 +25,6 @@ from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 
-IMPORTANCE = "importance.safetensors"  # {tensor name: mean square of each input}
 CHOICE_ROWS = 24  # rows of the probe on which ways to store 4 bits are compared
 
 
@@ -81,10 +80,10 @@ def _write(
 ) -> list[dict[str, Any]] | None:
     """Write the package; returns what was measured of each way to store 4 bits, where there was a choice."""
     model = inputs["model"].path
-    if cfg.format == "gguf" and cfg.quant == "f16":
-        gguf.write_gguf(model, out / "model.gguf", "f16")
+    if cfg.format == "gguf" and cfg.quant in gguf.FLOATS:
+        gguf.write_gguf(model, out / "model.gguf", cfg.quant)
     elif cfg.format == "gguf":
-        gguf.quantize(inputs["full"].file("model.gguf"), out / "model.gguf", cfg.quant, threads)
+        _quantize_gguf(cfg, inputs, out, threads)
     elif cfg.quant == "fp32":
         onnx.build_onnx(model, out)
     else:
@@ -104,7 +103,7 @@ def _write_int4(
 ) -> list[dict[str, Any]]:
     """Try every way to store 4 bits on rows of the probe, and keep the one that uses its bits best."""
     source = inputs["full"].file(onnx.GRAPH)
-    importance = load_file(inputs["importance"].file(IMPORTANCE)) if "importance" in inputs else None
+    importance = load_importance(inputs["importance"].path) if "importance" in inputs else None
     schemes = candidates(cfg.int4_blocks)
     found: list[float] = []
     for scheme in schemes:
@@ -131,6 +130,16 @@ def _kl_of(package: Path, threads: int, probe: Probe) -> float:
     finally:
         session.close()
     return summarize(parts).kl_mean
+
+
+def _quantize_gguf(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:
+    names = gguf.tensor_names(inputs["model"].path)
+    importance = None
+    if "importance" in inputs:
+        importance = gguf_quant.rename_importance(load_importance(inputs["importance"].path), names)
+    types = gguf_quant.types_by_tensor(dict(cfg.tensor_types), names.values())
+    source = inputs["full"].file("model.gguf")
+    gguf_quant.quantize(source, out / "model.gguf", cfg.quant, threads, importance, types)
 
 
 def _package_bytes(out: Path) -> int:

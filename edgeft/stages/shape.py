@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from edgeft.artifact import Artifact
 from edgeft.bench.host import physical_cores
 from edgeft.bench.race import Racer
-from edgeft.formats.gguf import quantize, write_gguf
+from edgeft.formats.gguf import write_gguf
+from edgeft.formats.gguf_quant import quantize
 from edgeft.formats.hf import read_config, save_model, write_json
 from edgeft.plan import ShapeNode
 from edgeft.progress import Reporter

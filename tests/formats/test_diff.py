@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from edgeft.cli import main
 from edgeft.errors import ArtifactError
-from edgeft.formats import gguf, onnx, onnx_quant
+from edgeft.formats import gguf, gguf_quant, onnx, onnx_quant
 from edgeft.formats.diff import Diff, allowed_error, diff, model_order, relative_error
 from edgeft.formats.onnx_blocks import Scheme
 from edgeft.formats.sides import Tensor, open_side
@@ -43,7 +43,7 @@ def test_a_model_equals_itself_and_its_packages_in_every_type(model: Path, tmp_p
     assert found.equal and len(found.tensors) == 2 + 9 * LAYERS and len(found.layers) == LAYERS
     assert max(gap.error for gap in found.tensors) == 0 and max(gap.error for gap in found.layers) < 1e-6
     for quant in ("q8_0", "q4_0"):
-        gguf.quantize(tmp_path / "model.gguf", tmp_path / f"{quant}.gguf", quant, 1)
+        gguf_quant.quantize(tmp_path / "model.gguf", tmp_path / f"{quant}.gguf", quant, 1)
         found = diff(model, tmp_path / f"{quant}.gguf")
         assert found.equal and max(gap.error for gap in found.tensors) > 1e-3
     assert diff(tmp_path / "q8_0.gguf", tmp_path / "q4_0.gguf").equal

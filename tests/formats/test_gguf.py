@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.errors import ModelError
-from edgeft.formats.gguf import QWEN2_SPLIT, pre_tokenizer_name, quantize, tensor_types, write_gguf
-from edgeft.formats.gguf_read import GPT2_SPLIT, LLAMA3_SPLIT
+from edgeft.formats.gguf import tensor_types, write_gguf
+from edgeft.formats.gguf_quant import quantize
 from edgeft.formats.parity import Parity, compare
 from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_gguf import permute
@@ -175,8 +175,15 @@ def test_a_failed_quantisation_says_what_llamacpp_said(tmp_path: Path) -> None:
     ("changes", "named"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "dynamic"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3' without low_freq_factor"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
+        ({"architectures": ["MistralForCausalLM"], "sliding_window": 256}, "sliding window of 256"),
+        ({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0, 1, 1]}, "every fourth"),
+        (
+            {"architectures": ["Gemma3ForCausalLM"], "hidden_act": "gelu_pytorch_tanh", "sliding_window_pattern": 4},
+            "in 6",
+        ),
         ({"hidden_act": "gelu"}, "gelu"),
         ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, "window of 4096"),
         ({"vocab_size": 100}, "100 tokens"),
@@ -203,49 +210,6 @@ def test_weights_too_large_for_f16_are_refused(tmp_path: Path) -> None:
     save_file(weights, model / "model.safetensors")
     with pytest.raises(ModelError, match=r"layers\.1\.mlp\.up_proj"):
         write_gguf(model, tmp_path / "model.gguf", "f16")
-
-
-def raw_tokenizer(pre_tokenizer: dict[str, Any], **model: Any) -> dict[str, Any]:
-    return {"normalizer": None, "pre_tokenizer": pre_tokenizer, "model": {"type": "BPE", **model}}
-
-
-def split(pattern: str, **changes: Any) -> dict[str, Any]:
-    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-    return {"type": "Sequence", "pretokenizers": [{**step, **changes}, BYTES]}
-
-
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-GPT2 = {**BYTES, "use_regex": True}
-DIGITS = {"type": "Digits", "individual_digits": True}
-
-
-def test_the_way_of_cutting_words_is_found_by_structure() -> None:
-    assert pre_tokenizer_name(raw_tokenizer(GPT2)) == "gpt-2"
-    assert pre_tokenizer_name(raw_tokenizer(split(GPT2_SPLIT))) == "gpt-2"
-    assert pre_tokenizer_name(raw_tokenizer({"pretokenizers": [DIGITS, GPT2]})) == "smollm"
-    assert pre_tokenizer_name(raw_tokenizer(split(LLAMA3_SPLIT), ignore_merges=True)) == "llama-bpe"
-    assert pre_tokenizer_name(raw_tokenizer(split(QWEN2_SPLIT))) == "qwen2"
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [
-        raw_tokenizer({"type": "Metaspace"}),
-        raw_tokenizer(split("[a-z]+")),
-        raw_tokenizer(split(GPT2_SPLIT, behavior="Removed")),
-        raw_tokenizer({"pretokenizers": split(GPT2_SPLIT)["pretokenizers"][:1]}),
-        raw_tokenizer({**GPT2, "add_prefix_space": True}),
-        raw_tokenizer({"pretokenizers": [GPT2, DIGITS]}),
-        raw_tokenizer({"pretokenizers": [{**DIGITS, "individual_digits": False}, GPT2]}),
-        raw_tokenizer(GPT2, byte_fallback=True),
-        raw_tokenizer(GPT2, ignore_merges=True),
-        {**raw_tokenizer(GPT2), "normalizer": {"type": "Lowercase"}},
-        {**raw_tokenizer(GPT2), "model": {"type": "Unigram"}},
-    ],
-)
-def test_a_tokenizer_that_llamacpp_would_read_otherwise_is_refused(raw: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match="no known equal"):
-        pre_tokenizer_name(raw)
 
 
 def test_smollm2_tokenises_the_same_in_llamacpp(smollm2: Path, tmp_path: Path) -> None:

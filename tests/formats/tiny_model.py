@@ -40,26 +40,29 @@ def bpe_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_tiny_llama(folder: Path, tie: bool = True, seed: int = 0, **changes: Any) -> Path:
-    """All files of a model folder; `changes` go into its config. Weights are wide enough for peaked predictions."""
+def write_tiny_llama(
+    folder: Path, tie: bool = True, seed: int = 0, network: dict[str, Any] | None = None, **changes: Any
+) -> Path:
+    """All files of a model folder; `network` makes another model, `changes` go into its config.json alone.
+
+    Weights are wide enough for peaked predictions.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = bpe_tokenizer()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = LlamaConfig(
-        vocab_size=320,  # more than the tokenizer has, as padded checkpoints do
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        max_position_embeddings=512,
-        initializer_range=0.15,
-        tie_word_embeddings=tie,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-    )
+    settings = {
+        "vocab_size": 320,  # more than the tokenizer has, as padded checkpoints do
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.15,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0},
+    }
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = LlamaConfig(**{**settings, **(network or {})}, **ids, tie_word_embeddings=tie)
     torch.manual_seed(seed)
     model = LlamaForCausalLM(config)
     for name, parameter in model.named_parameters():
@@ -69,8 +72,8 @@ def write_tiny_llama(folder: Path, tie: bool = True, seed: int = 0, **changes: A
     raw = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**raw, "rope_theta": 5000.0, **changes}))
     (folder / "generation_config.json").write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 2}))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": SPECIAL[0]}))
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": SPECIAL[1], "eos_token": SPECIAL[2]}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**names, "pad_token": SPECIAL[0]}))
     (folder / "chat_template.jinja").write_text(CHATML)
     return folder
 
