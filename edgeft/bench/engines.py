@@ -27,7 +27,7 @@ def with_transformers(folder: Path) -> Encoder:
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def encode(messages: Messages) -> list[int]:
-        text: str = tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        text = str(tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
         ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return ids
 
