@@ -5,27 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeft.artifact import CHECKPOINT_DIR, LOG_DIR, Artifact
 from edgeft.bench.contract import check_contract
 from edgeft.bench.engines import engines_of
 from edgeft.bench.golden import needed_context, write_golden
 from edgeft.bench.host import physical_cores
+from edgeft.bench.int4 import write_best_int4
 from edgeft.bench.ladder import Limits, context_for, measure
 from edgeft.bench.session import open_session
 from edgeft.formats import gguf, gguf_quant, onnx, onnx_half, onnx_quant
 from edgeft.formats.diff import check_facts, where_they_part
 from edgeft.formats.hf import count_parameters
 from edgeft.formats.importance import load_importance
-from edgeft.formats.onnx_blocks import Scheme, candidates, uses_bits_best
-from edgeft.formats.parity import differences, summarize
+from edgeft.formats.onnx_blocks import Scheme
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
-
-CHOICE_ROWS = 24  # rows of the probe on which ways to store 4 bits are compared
 
 
 def run(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
@@ -90,46 +86,13 @@ def _write(
         source = inputs["full"].file(onnx.GRAPH)
         onnx.copy_companions(inputs["full"].path, out)
         if cfg.quant == "int4":
-            return _write_int4(cfg, inputs, out, threads, probe)
+            importance = load_importance(inputs["importance"].path) if "importance" in inputs else None
+            return write_best_int4(source, out, cfg.int4_blocks, importance, probe, threads)
         if cfg.quant == "int8":
             onnx_quant.quantize_graph(source, out / onnx.GRAPH, Scheme(8))
         else:
             onnx_half.halve_graph(source, out / onnx.GRAPH)
     return None
-
-
-def _write_int4(
-    cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int, probe: Probe
-) -> list[dict[str, Any]]:
-    """Try every way to store 4 bits on rows of the probe, and keep the one that uses its bits best."""
-    source = inputs["full"].file(onnx.GRAPH)
-    importance = load_importance(inputs["importance"].path) if "importance" in inputs else None
-    schemes = candidates(cfg.int4_blocks)
-    found: list[float] = []
-    for scheme in schemes:
-        onnx_quant.quantize_graph(source, out / onnx.GRAPH, scheme, importance)
-        found.append(_kl_of(out, threads, probe) if len(schemes) > 1 else 0.0)
-    best = uses_bits_best(schemes, found)
-    if best != schemes[-1]:
-        onnx_quant.quantize_graph(source, out / onnx.GRAPH, best, importance)
-    return [
-        {"block": s.block, "zero_points": s.zero_points, "bits": s.bits_per_weight, "kl": kl, "chosen": s == best}
-        for s, kl in zip(schemes, found, strict=True)
-    ]
-
-
-def _kl_of(package: Path, threads: int, probe: Probe) -> float:
-    """Mean KL on some rows of the probe."""
-    ends = np.cumsum([len(at) for at in probe.positions])[:-1]
-    references, next_ids = np.split(probe.logits_PV, ends), np.split(probe.next_ids(), ends)
-    rows = range(0, len(probe.rows), max(1, len(probe.rows) // CHOICE_ROWS))
-    session = open_session(package, threads, context=max(map(len, probe.rows)))
-    try:
-        scored = session.score([(probe.rows[row], probe.positions[row]) for row in rows])
-        parts = [differences(references[row], logits, next_ids[row]) for row, logits in zip(rows, scored, strict=True)]
-    finally:
-        session.close()
-    return summarize(parts).kl_mean
 
 
 def _quantize_gguf(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:
