@@ -80,10 +80,17 @@ def _reference(model: Any, rows: list[Encoded], pad_id: int, report: Reporter) -
     return logits_PV
 
 
-def _from_parent(probe: Probe, chat: ChatTokenizer, inputs: dict[str, Artifact], report: Reporter) -> dict[str, Any]:
-    """How far the model is from the one it was distilled from; by design it is another, so nothing is asked of it."""
+def _from_parent(
+    probe: Probe, chat: ChatTokenizer, inputs: dict[str, Artifact], report: Reporter
+) -> dict[str, Any] | None:
+    """How far the model is from the one it was distilled from; by design it is another, so nothing is asked of it.
+
+    None if it has tokens that the other has not: there is nothing to compare them with.
+    """
     parent = ChatTokenizer.from_folder(inputs["parent"].path)
     own, theirs = (side.tokenizer.get_vocab() for side in (chat, parent))
+    if not own.keys() <= theirs.keys():
+        return None
     parent_ids = [theirs[text] for text in sorted(own, key=own.__getitem__)]
     found = descent(Probe.load(inputs["parent_probe"].path), probe, parent_ids)
     report.note(f"from its teacher: mean KL {found.kl_mean:.3f}, same likeliest token {found.top1:.1%}")
