@@ -15,6 +15,7 @@ from edgeft.progress import Reporter
 from edgeft.stages import probe
 from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_model import torch_logits, write_tiny_llama
+from tests.text.tiny import write_tokenizer
 
 
 def finish(folder: Path, kind: str) -> Artifact:
@@ -77,3 +78,6 @@ def test_a_student_is_compared_with_its_teacher(
     replace(own, logits_PV=np.asarray(own.logits_PV)[::-1]).save(tmp_path / "other")
     metrics, _ = run({**inputs, **teacher, "parent_probe": finish(tmp_path / "other", "probe")}, tmp_path / "far")
     assert metrics["from_parent"]["kl_mean"] > 0.1
+    fewer = finish(write_tokenizer(tmp_path / "tokenizer"), "model")
+    metrics, _ = run({**inputs, **teacher, "parent": fewer}, tmp_path / "unlike")
+    assert metrics["from_parent"] is None  # it has tokens that this teacher has not
