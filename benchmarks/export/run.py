@@ -205,12 +205,13 @@ def int4(run: LastRun, work: Path) -> dict[str, Any]:
 
 
 def parity(session: Session, probe: Probe) -> Parity:
-    """Agreement of a package with the probe's torch model."""
+    """Agreement of a package with the probe's torch model, on the task's rows."""
+    rows, positions = probe.rows[: probe.task_rows], probe.positions[: probe.task_rows]
     try:
-        scored = np.concatenate(list(session.score(list(zip(probe.rows, probe.positions, strict=True)))))
+        scored = np.concatenate(list(session.score(list(zip(rows, positions, strict=True)))))
     finally:
         session.close()
-    return compare(probe.logits_PV, scored, probe.next_ids())
+    return compare(probe.logits_PV[: len(scored)], scored, probe.next_ids()[: len(scored)])
 
 
 def table(run: LastRun) -> str:
