@@ -213,3 +213,10 @@ def test_a_teacher_that_listens_is_in_memory_and_its_cost_is_said(
     itself = plain | {"model": plain["teacher"]}
     _, nothing, _ = distilled(tmp_path / "itself", itself, on_policy=1.0, lr=1e-9)
     assert max(map(abs, nothing)) < 1e-4
+
+
+def test_what_the_student_says_itself_is_matched_inside_too(plain: dict[str, Artifact], tmp_path: Path) -> None:
+    inside = {"hidden_weight": 0.1, "attention_weight": 0.1, "on_policy": 1.0, "lr": 1e-9}
+    _, apart, _ = distilled(tmp_path / "out", plain, **inside)
+    _, nothing, _ = distilled(tmp_path / "itself", plain | {"model": plain["teacher"]}, **inside)
+    assert max(map(abs, nothing)) < 1e-3 < 0.1 < min(apart)
