@@ -21,6 +21,7 @@ from edgeft.bench.ort import OrtSession
 from edgeft.bench.session import Logits
 from edgeft.errors import ArtifactError
 from edgeft.formats import gguf, gguf_quant
+from edgeft.formats.onnx import WEIGHTS
 from tests.formats.tiny_model import HEADS, KV_HEADS, TEXTS, make_probe, write_tiny_llama
 
 PROMPT = r"the prompt of .* differs"
@@ -289,8 +290,8 @@ def broken_graph(world: World, out: Path, change: Callable[[Any], None]) -> Path
     package = copied(world.onnx, out)
     model = onnx.load(package / "model.onnx")
     change(model.graph)
-    (package / "model.onnx.data").unlink(missing_ok=True)
-    onnx.save(model, package / "model.onnx", save_as_external_data=True, location="model.onnx.data")
+    (package / WEIGHTS).unlink(missing_ok=True)
+    onnx.save(model, package / "model.onnx", save_as_external_data=True, location=WEIGHTS)
     return package
 
 
@@ -336,7 +337,7 @@ def transposed_in_graph(world: World, out: Path) -> None:
 @way("weights of a graph left behind", "loader", r"onnxruntime cannot load")
 def no_data_file(world: World, out: Path) -> None:
     package = copied(world.onnx, out)
-    (package / "model.onnx.data").unlink()
+    (package / WEIGHTS).unlink()
     world.check(package, "fp32")
 
 

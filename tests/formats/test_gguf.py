@@ -185,7 +185,6 @@ def test_a_failed_quantisation_says_what_llamacpp_said(tmp_path: Path) -> None:
             "in 6",
         ),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"architectures": ["MistralForCausalLM"], "sliding_window": 4096}, "window of 4096"),
         ({"vocab_size": 100}, "100 tokens"),
     ],
 )
