@@ -113,6 +113,12 @@ def _onnx(package: Path) -> Footprint:
         raise ArtifactError(f"{package}: not a readable ONNX package: {error}", "export the package again") from None
     sizes = {t.name: (_count(t.dims), _count(t.dims) * ONNX_WIDTHS.get(t.data_type, 8)) for t in graph.initializer}
     kinds = {t.name: "f16" if ONNX_WIDTHS.get(t.data_type, 8) == 2 else "f32" for t in graph.initializer}
+    resident_bytes = sum(size for _, size in sizes.values())
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in sizes:  # half precision is turned into float32 when it is loaded
+            count = sizes[node.input[0]][0]
+            resident_bytes += 4 * count - sizes[node.input[0]][1]
+            sizes[node.output[0]], kinds[node.output[0]] = (count, 4 * count), "f32"
     layers, head, decode_bytes = Counter[str](), Counter[str](), 0
     for node in graph.node:
         constants = [name for name in node.input if name in sizes]
@@ -132,7 +138,7 @@ def _onnx(package: Path) -> Footprint:
         layers=dict(layers),
         head=dict(head),
         decode_bytes=decode_bytes,
-        resident_bytes=sum(size for _, size in sizes.values()),
+        resident_bytes=resident_bytes,
         tied_head_bytes=0,  # a tied embedding is a tensor of its own here
         cache_bytes_per_token=decoder["num_hidden_layers"] * per_layer,
         vocab=int(settings["vocab_size"]),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgeft.formats.cost import Cost
+from edgeft.bench.footprint import Footprint
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Ceiling:
         }
 
 
-def ceiling(cost: Cost, machine: dict[str, Any], prompt_tokens: int) -> Ceiling:
-    """The ceiling of a package of this `cost`; the output head works for a prompt's last token alone."""
-    flop = 2 * (cost.macs - cost.head_macs + cost.head_macs / prompt_tokens)
+def ceiling(package: Footprint, machine: dict[str, Any], prompt_tokens: int) -> Ceiling:
+    """The ceiling of a package; the output head works for a prompt's last token alone."""
+    flop = 2 * (sum(package.layers.values()) + sum(package.head.values()) / prompt_tokens)
     read, gemm = machine["read_gbps"], machine["gemm_gflops"]
-    return Ceiling(read, gemm, cost.read_bytes, read * 1e9 / cost.read_bytes, gemm * 1e9 / flop)
+    return Ceiling(read, gemm, package.decode_bytes, read * 1e9 / package.decode_bytes, gemm * 1e9 / flop)

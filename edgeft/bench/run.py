@@ -18,6 +18,7 @@ from edgeft.bench import machine, roofline
 from edgeft.bench.choices import Question
 from edgeft.bench.conditions import BUSY_SHARE, busy_now
 from edgeft.bench.fewshot import few_shot_prefix
+from edgeft.bench.footprint import read_footprint
 from edgeft.bench.host import physical_cores
 from edgeft.bench.like import Confinement
 from edgeft.bench.session import SESSIONS
@@ -25,7 +26,6 @@ from edgeft.bench.table import ACCURACY_FIELDS, SAVED_FIELDS, make_row
 from edgeft.bench.task import Task
 from edgeft.bench.worker import Spec, spec_json
 from edgeft.errors import ArtifactError, EdgeftError
-from edgeft.formats.cost import cost_of
 from edgeft.progress import Reporter
 from edgeft.recipe import BenchSettings, TaskSettings
 
@@ -78,7 +78,7 @@ def bench_package(
     if strict:
         refuse_busy(threads)
     facts = package_facts(package)
-    ceiling = roofline.ceiling(cost_of(package), machine.probe(threads), settings.prompt_tokens)
+    ceiling = roofline.ceiling(read_footprint(package), machine.probe(threads), settings.prompt_tokens)
     report.note(ceiling.text())
     parsed = Task(task.label, task.fields, task.escalation)
     prefix = few_shot_prefix(shots.rows, parsed, shots.shown) if shots else []

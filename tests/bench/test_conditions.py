@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from edgeft.bench.conditions import Moment, busy_now, describe, drift, look, others_share
+from edgeft.bench.footprint import Footprint
 from edgeft.bench.machine import best_time, probe
 from edgeft.bench.roofline import ceiling
-from edgeft.formats.cost import Cost
 
 
 def moment(wall: float = 0.0, own: float = 0.0, busy: float = 0.0, clock: float | None = None) -> Moment:
@@ -55,7 +55,11 @@ def test_the_best_time_is_the_fastest_after_a_warm_up() -> None:
 
 
 def test_the_ceiling_follows_from_bytes_and_products() -> None:
-    found = ceiling(Cost(read_bytes=100_000_000, macs=110, head_macs=10), {"read_gbps": 20.0, "gemm_gflops": 1.0}, 10)
+    package = Footprint(
+        format="gguf", layers={"q8_0": 60, "f16": 40}, head={"q8_0": 10}, decode_bytes=100_000_000, resident_bytes=0,
+        tied_head_bytes=0, cache_bytes_per_token=0, vocab=1, width=1,
+    )  # fmt: skip
+    found = ceiling(package, {"read_gbps": 20.0, "gemm_gflops": 1.0}, 10)
     assert found.decode_tps == pytest.approx(200)
     assert found.prefill_tps == pytest.approx(1e9 / (2 * 101))  # the head works once for ten tokens
     shares = found.shares({"decode_tps": 100.0, "prefill_tps": found.prefill_tps / 4})

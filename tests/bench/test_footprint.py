@@ -11,6 +11,12 @@ from onnx import TensorProto, helper
 
 from edgeft.bench.footprint import BITS, read_footprint
 from edgeft.errors import ArtifactError
+from edgeft.formats.gguf import write_gguf as write_whole_gguf
+from edgeft.formats.hf import read_config
+from edgeft.formats.onnx import copy_companions
+from edgeft.formats.onnx_half import halve_graph
+from edgeft.shrink.shape import Shape
+from tests.formats.tiny_model import tiny_onnx
 
 WIDTH, INNER, VOCAB, LAYERS = 64, 96, 50, 2
 
@@ -87,6 +93,24 @@ def test_an_onnx_graph_gives_weights_by_their_width_and_the_head_apart(tmp_path:
     assert found.decode_bytes == INNER * 2 * 16 + INNER * 2 * 4 + INNER * VOCAB * 4
     assert found.resident_bytes == found.decode_bytes + VOCAB * WIDTH * 4
     assert found.cache_bytes_per_token == 3 * 2 * 8 * 2 * 4
+
+
+def test_every_package_of_a_model_multiplies_with_all_its_matrices(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model, package = tiny_onnx(tmp_path_factory)
+    shape = Shape.of(read_config(model))
+    halved, llama = tmp_path / "fp16", tmp_path / "gguf"
+    for folder in (halved, llama):
+        folder.mkdir()
+    copy_companions(package, halved)
+    halve_graph(package / "model.onnx", halved / "model.onnx")
+    write_whole_gguf(model, llama / "model.gguf", "f32")
+    for folder in (package, halved, llama):
+        found = read_footprint(folder)
+        assert sum(found.weights.values()) == shape.parameters, folder.name
+        assert found.head == {"f32": shape.vocabulary * shape.hidden}
+        assert found.decode_bytes == 4 * shape.parameters
 
 
 def test_a_folder_that_is_no_package_and_a_damaged_file_are_clear_errors(tmp_path: Path) -> None:
