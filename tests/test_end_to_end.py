@@ -242,6 +242,7 @@ def test_a_student_with_another_tokenizer_learns_what_the_teacher_writes(recipe:
     assert facts["validation"]["loss"] < 0.97 * facts["validation_before"]["loss"]
 
 
+@pytest.mark.slow
 def test_a_package_that_disagrees_with_its_model_fails_the_export(recipe: Path, tmp_path: Path) -> None:
     done = edgeft(recipe, tmp_path, "--to", "teacher-gguf-f16", "--set", "export.max_kl.f16=1e-12")
     assert done.returncode == 2

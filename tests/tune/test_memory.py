@@ -29,6 +29,17 @@ def free(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return train(None, tmp_path_factory.mktemp("free"))
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What is said of a limit that nothing keeps."""
+    error: str = train(0.1, tmp_path_factory.mktemp("refused"))["error"]
+    return error
+
+
+def least_gb(refused: str) -> float:
+    return float(refused.split("take about ")[1].split(" GB")[0])
+
+
 def test_the_peak_is_what_was_expected(free: dict[str, Any]) -> None:
     assert free["rows"] == 4
     assert free["expected"] == pytest.approx(free["peak"], rel=0.2)
@@ -44,15 +55,15 @@ def test_a_limit_is_kept_with_fewer_rows_and_the_choice_outlives_it(free: dict[s
     assert train(100.0, tmp_path)["rows"] == limited["rows"]  # a resumed run goes on as it began
 
 
-def test_a_limit_that_nothing_keeps_says_what_would(tmp_path: Path) -> None:
-    error = train(0.1, tmp_path)["error"]
-    assert "0.1 GB is too little" in error
-    assert float(error.split("take about ")[1].split(" GB")[0]) > 0.1
+def test_a_limit_that_nothing_keeps_says_what_would(refused: str) -> None:
+    assert "0.1 GB is too little" in refused
+    assert least_gb(refused) > 0.1
 
 
-def test_layers_are_computed_twice_where_fewer_rows_are_not_enough(free: dict[str, Any], tmp_path: Path) -> None:
-    least = float(train(0.1, tmp_path / "least")["error"].split("take about ")[1].split(" GB")[0])
-    limited = train(least + 0.07, tmp_path / "twice")
+def test_layers_are_computed_twice_where_fewer_rows_are_not_enough(
+    free: dict[str, Any], refused: str, tmp_path: Path
+) -> None:
+    limited = train(least_gb(refused) + 0.07, tmp_path)
     assert limited["twice"]
     assert limited["rows"] >= 1
     assert limited["peak"] < free["peak"]
