@@ -19,6 +19,7 @@ from edgeft.recipe import (
     TaskSettings,
 )
 
+BASE, DATA, ADAPTER, TEACHER = "base", "data", "train", "merge"  # nodes of every plan
 FULL = {"gguf": "f16", "onnx": "fp32"}  # what quantised packages of a format are made from
 UNQUANTISED = ("f32", "f16", "bf16", "fp32")  # written from the model itself
 BYTES_AND_ABOVE = (*UNQUANTISED, "q8_0", "fp16", "int8")  # types so exact that knowing what matters does not help them
@@ -124,59 +125,50 @@ class Node:
 
 def plan(recipe: Recipe) -> dict[str, Node]:
     """All nodes of a recipe, in an order in which every input comes first."""
-    nodes: dict[str, Node] = {}
+    graph = _Graph(recipe)
+    graph.add_teacher()
+    models = {"teacher": TEACHER} | ({"student": graph.add_student()} if recipe.student else {})
+    packages = graph.add_packages(models)
+    graph.add_report(graph.add_benches(packages))
+    return graph.nodes
+
+
+@dataclass
+class _Graph:
+    """A plan that grows; every method adds nodes to what those before it added."""
+
+    recipe: Recipe
+    nodes: dict[str, Node] = field(default_factory=dict)
 
     def add(
-        name: str, stage: str, config: Settings, inputs: dict[str, str], sources: dict[str, Path] | None = None
+        self, name: str, stage: str, config: Settings, inputs: dict[str, str], sources: dict[str, Path] | None = None
     ) -> str:
-        nodes[name] = Node(name, stage, config, inputs, sources or {})
+        self.nodes[name] = Node(name, stage, config, inputs, sources or {})
         return name
 
-    def importance(model_name: str, model: str) -> str:
-        rows = ImportanceNode(rows=IMPORTANCE_ROWS, max_tokens=recipe.train.max_tokens)
-        return add(f"importance-{model_name}", "importance", rows, {"model": model, "dataset": data})
+    def add_teacher(self) -> None:
+        """The base model and the rows, what may fail early, and the teacher that comes of them."""
+        recipe, data, student = self.recipe, self.recipe.data, self.recipe.student
+        splits = {split: getattr(data, split) for split in ("train", "validation", "test", "replay")}
+        self.add(BASE, "base", recipe.base, {}, _on_disk(model=recipe.base.model))
+        self.add(DATA, "data", data.model_copy(update={"transfer": None}), {}, _on_disk(**splits))
+        if student and student.model:  # first of all, as it may not fit the teacher
+            ready = BaseSettings(model=student.model, revision=student.revision, sha256=student.sha256)
+            fitting = {"teacher": BASE} if recipe.targets.kind == "tokens" else {}
+            self.add("student", "base", ready, fitting, _on_disk(model=student.model))
+        if student and data.transfer:
+            unanswered = TransferNode(transfer=data.transfer, system=data.system)
+            self.add("transfer", "transfer", unanswered, {"dataset": DATA}, _on_disk(transfer=data.transfer))
+        self.add(ADAPTER, "train", recipe.train, {"model": BASE, "dataset": DATA})
+        self.add(TEACHER, "merge", recipe.merge, {"model": BASE, "adapter": ADAPTER, "dataset": DATA})
 
-    def package(model_name: str, model: str, fmt: str, quant: str) -> str:
-        inputs = {"model": model, "probe": f"probe-{model_name}"}
-        rules: tuple[tuple[str, str], ...] = ()
-        if quant not in UNQUANTISED:
-            inputs["full"] = f"{model_name}-{fmt}-{FULL[fmt]}"
-            if inputs["full"] not in nodes:
-                package(model_name, model, fmt, FULL[fmt])
-            if fmt == "gguf":
-                rules = tuple(recipe.export.tensor_types.items())
-            if quant not in BYTES_AND_ABOVE and recipe.export.importance == "auto":
-                inputs["importance"] = importance(model_name, model)
-        max_kl = recipe.export.max_kl[quant]  # type: ignore[index]
-        blocks = {"int4_blocks": recipe.export.int4_blocks} if quant == "int4" else {}
-        config = ExportNode(
-            format=fmt, quant=quant, max_kl=max_kl, max_tail=recipe.export.max_tail, tensor_types=rules, **blocks
-        )
-        return add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
-
-    data_sources = {
-        split: Path(value)
-        for split in ("train", "validation", "test", "replay")
-        if (value := getattr(recipe.data, split)) and Path(value).is_absolute()
-    }
-    base = add("base", "base", recipe.base, {}, _on_disk(model=recipe.base.model))
-    data = add("data", "data", recipe.data.model_copy(update={"transfer": None}), {}, data_sources)
-    student = recipe.student
-    if student and student.model:  # first of all, as it may not fit the teacher
-        ready = BaseSettings(model=student.model, revision=student.revision, sha256=student.sha256)
-        fitting = {"teacher": base} if recipe.targets.kind == "tokens" else {}
-        add("student", "base", ready, fitting, _on_disk(model=student.model))
-    if student and recipe.data.transfer:
-        unanswered = TransferNode(transfer=recipe.data.transfer, system=recipe.data.system)
-        add("transfer", "transfer", unanswered, {"dataset": data}, _on_disk(transfer=recipe.data.transfer))
-    adapter = add("train", "train", recipe.train, {"model": base, "dataset": data})
-    teacher = add("merge", "merge", recipe.merge, {"model": base, "adapter": adapter, "dataset": data})
-    models = {"teacher": teacher}
-    if student:
-        taught = {"model": teacher, "dataset": data}
-        if "transfer" in nodes or recipe.targets.kind == "answers":
-            transfer = {"transfer": "transfer"} if "transfer" in nodes else {}
-            taught["dataset"] = add("answers", "answers", _answers(recipe), taught | transfer)
+    def add_student(self) -> str:
+        """Everything from the teacher to the healed student, whose node is returned."""
+        recipe, student, taught = self.recipe, self.recipe.student, {"model": TEACHER, "dataset": DATA}
+        assert student
+        if "transfer" in self.nodes or recipe.targets.kind == "answers":
+            transfer = {"transfer": "transfer"} if "transfer" in self.nodes else {}
+            taught["dataset"] = self.add("answers", "answers", _answers(recipe), taught | transfer)
         cutting, healing = {"dataset": taught["dataset"]}, {"dataset": taught["dataset"]}
         if student.decode_speedup:
             timing = ShapeNode(
@@ -185,53 +177,82 @@ def plan(recipe: Recipe) -> dict[str, Node]:
                 quant="q8_0",
                 threads=recipe.bench.threads,
             )
-            cutting["shape"] = add("shape", "shape", timing, {"model": teacher})
+            cutting["shape"] = self.add("shape", "shape", timing, {"model": TEACHER})
         if recipe.targets.kind == "tokens":
-            healing["targets"] = add("targets", "targets", recipe.targets, taught)
+            healing["targets"] = self.add("targets", "targets", recipe.targets, taught)
         if recipe.distill.needs_teacher:
-            healing["teacher"] = teacher
-        models["student"] = teacher
+            healing["teacher"] = TEACHER
+        healed = TEACHER
         for suffix, cut, lesson in student_steps(recipe):
             raw = f"student{suffix}"
             if not student.model:
-                add(raw, "student", cut, {"model": models["student"], **cutting})
-            models["student"] = add(f"distill{suffix}", "distill", lesson, {"model": raw, **healing})
+                self.add(raw, "student", cut, {"model": healed, **cutting})
+            healed = self.add(f"distill{suffix}", "distill", lesson, {"model": raw, **healing})
             cutting["cut"] = raw
+        return healed
 
-    probe = ProbeNode(rows=recipe.export.probe_rows, max_tokens=recipe.train.max_tokens)
-    packages: dict[str, str] = {}
-    for name, model in models.items():
-        lineage = {"parent": teacher, "parent_probe": "probe-teacher"} if name == "student" else {}
-        add(f"probe-{name}", "probe", probe, {"model": model, "dataset": data, **lineage})
-        for fmt, quants in (("gguf", recipe.export.gguf), ("onnx", recipe.export.onnx)):
-            packages |= {f"{name}-{fmt}-{q}": package(name, model, fmt, q) for q in quants}
-    if recipe.export.lora:
-        add("adapter-gguf-lora", "lora", LoraNode(), {"model": base, "adapter": adapter})
-    add("probe-base", "probe", probe, {"model": base, "dataset": data})
-    floor = package("base", base, "gguf", "q8_0")
+    def add_packages(self, models: dict[str, str]) -> dict[str, str]:
+        """All packages of the models, and of the base model the one that is measured; returns the models' packages."""
+        export, packages = self.recipe.export, dict[str, str]()
+        probe = ProbeNode(rows=export.probe_rows, max_tokens=self.recipe.train.max_tokens)
+        for name, model in models.items():
+            lineage = {"parent": TEACHER, "parent_probe": "probe-teacher"} if name == "student" else {}
+            self.add(f"probe-{name}", "probe", probe, {"model": model, "dataset": DATA, **lineage})
+            for fmt, quants in (("gguf", export.gguf), ("onnx", export.onnx)):
+                packages |= {f"{name}-{fmt}-{q}": self._add_package(name, model, fmt, q) for q in quants}
+        if export.lora:
+            self.add("adapter-gguf-lora", "lora", LoraNode(), {"model": BASE, "adapter": ADAPTER})
+        self.add("probe-base", "probe", probe, {"model": BASE, "dataset": DATA})
+        self._add_package("base", BASE, "gguf", "q8_0")
+        return packages
 
-    measure = BenchNode(bench=recipe.bench, task=recipe.task)
-    benches = [
-        add(f"bench-{name}", "bench", measure, {"package": node, "dataset": data}) for name, node in packages.items()
-    ]
-    shots = measure.model_copy(update={"few_shot": recipe.bench.few_shot})
-    benches.append(add("bench-base_fewshot-gguf-q8_0", "bench", shots, {"package": floor, "dataset": data}))
-    benches.append(add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": data}))
-    curves = {"train": adapter} | {node.name: node.name for node in nodes.values() if node.stage == "distill"}
-    shown = {
-        **curves,
-        "merge": teacher,
-        "dataset": data,
-        **{name: name for name in nodes if name == "transfer"},
-        **{bench: bench for bench in benches},
-    }
-    add("report", "report", ReportNode(name=recipe.name, token_price=recipe.report.token_price), shown)
-    return nodes
+    def _add_package(self, model_name: str, model: str, fmt: str, quant: str) -> str:
+        export, inputs = self.recipe.export, {"model": model, "probe": f"probe-{model_name}"}
+        rules: tuple[tuple[str, str], ...] = ()
+        if quant not in UNQUANTISED:
+            inputs["full"] = f"{model_name}-{fmt}-{FULL[fmt]}"
+            if inputs["full"] not in self.nodes:
+                self._add_package(model_name, model, fmt, FULL[fmt])
+            if fmt == "gguf":
+                rules = tuple(export.tensor_types.items())
+            if quant not in BYTES_AND_ABOVE and export.importance == "auto":
+                rows = ImportanceNode(rows=IMPORTANCE_ROWS, max_tokens=self.recipe.train.max_tokens)
+                measured = {"model": model, "dataset": DATA}
+                inputs["importance"] = self.add(f"importance-{model_name}", "importance", rows, measured)
+        max_kl = export.max_kl[quant]  # type: ignore[index]
+        blocks = {"int4_blocks": export.int4_blocks} if quant == "int4" else {}
+        config = ExportNode(
+            format=fmt, quant=quant, max_kl=max_kl, max_tail=export.max_tail, tensor_types=rules, **blocks
+        )
+        return self.add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
+
+    def add_benches(self, packages: dict[str, str]) -> list[str]:
+        """The measurement of each package, and of the two floors beside them."""
+        recipe = self.recipe
+        measure = BenchNode(bench=recipe.bench, task=recipe.task)
+        benches = [
+            self.add(f"bench-{name}", "bench", measure, {"package": node, "dataset": DATA})
+            for name, node in packages.items()
+        ]
+        shots = measure.model_copy(update={"few_shot": recipe.bench.few_shot})
+        floor = {"package": "base-gguf-q8_0", "dataset": DATA}
+        benches.append(self.add("bench-base_fewshot-gguf-q8_0", "bench", shots, floor))
+        benches.append(self.add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": DATA}))
+        return benches
+
+    def add_report(self, benches: list[str]) -> None:
+        """What people read: the curves of all training, the rows, the measurements."""
+        healings = [node.name for node in self.nodes.values() if node.stage == "distill"]
+        transfer = [name for name in self.nodes if name == "transfer"]
+        shown = {"train": ADAPTER, **{name: name for name in healings}, "merge": TEACHER, "dataset": DATA}
+        shown |= {name: name for name in (*transfer, *benches)}
+        config = ReportNode(name=self.recipe.name, token_price=self.recipe.report.token_price)
+        self.add("report", "report", config, shown)
 
 
-def _on_disk(**named: str) -> dict[str, Path]:
+def _on_disk(**named: str | None) -> dict[str, Path]:
     """Those settings that name a file or folder."""
-    return {name: Path(value) for name, value in named.items() if Path(value).is_absolute()}
+    return {name: Path(value) for name, value in named.items() if value and Path(value).is_absolute()}
 
 
 def _answers(recipe: Recipe) -> AnswersNode:
