@@ -125,9 +125,12 @@ def compare(
     Shares: McNemar's exact test; scores and speeds: 95% bootstrap intervals of the change from A to B."""
     from edgeft import measuring
     from edgeft.bench.compare import as_cells
+    from edgeft.bench.gates import read_gates
     from edgeft.progress import Reporter
     from edgeft.recipe import BenchSettings
 
+    if gate:
+        read_gates(gate)  # a mistake in it is said before anything is timed
     old, new = (measuring.find_subject(name, runs) for name in (first, second))
     settings = BenchSettings(threads=threads)
     report = Reporter("compare", stream=sys.stderr)

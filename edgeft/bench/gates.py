@@ -49,8 +49,8 @@ class Verdict:
     kept: bool
 
 
-def load_gates(path: Path, known: set[str]) -> dict[str, Gate]:
-    """Read a gate file: {figure: limits}. Raises RecipeError with all problems: unknown figures, limits and values."""
+def read_gates(path: Path) -> dict[str, Gate]:
+    """A gate file: {figure: limits}. Raises RecipeError with all unknown limits and wrong values."""
     if not path.is_file():
         raise RecipeError(f"{path}: no such file", "name a YAML file such as `joint_exact_match: {max_drop: 0.02}`")
     try:
@@ -63,6 +63,12 @@ def load_gates(path: Path, known: set[str]) -> dict[str, Gate]:
         raise RecipeError(
             f"{path}: not a gate file\n" + "\n".join(problems), "each line is FIGURE: {LIMIT: NUMBER}"
         ) from None
+    return gates
+
+
+def load_gates(path: Path, known: set[str]) -> dict[str, Gate]:
+    """Likewise, for a comparison of the `known` figures. Raises RecipeError for others too."""
+    gates = read_gates(path)
     unknown = sorted(set(gates) - known)
     if unknown or not gates:
         raise RecipeError(

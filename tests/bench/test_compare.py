@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from edgeft.bench.compare import alternate, as_cells, compare_plain, compare_rows, compare_speeds
 from edgeft.bench.gates import Gate, judge, load_gates
 from edgeft.bench.stats import bootstrap_difference, mcnemar_exact, median_ratio
+from edgeft.cli import main
 from edgeft.errors import DataError, RecipeError
 
 
@@ -126,3 +127,13 @@ def test_a_gate_file_is_read(tmp_path: Path) -> None:
 def test_a_wrong_gate_file_is_explained(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(RecipeError, match=told):
         load_gates(gate_file(tmp_path, text), {"bytes"})
+
+
+def test_a_mistake_in_a_gate_file_is_said_before_anything_is_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = gate_file(tmp_path, "bytes: {max_ratio: much}")
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "no-such-a", "no-such-b", "--gate", str(path)])
+    assert stop.value.code == 2
+    assert "not a gate file" in capsys.readouterr().err
