@@ -22,31 +22,49 @@ ALIKE = ("llama", "mistral", "qwen2", "qwen3", "smollm3")  # model types whose a
 
 
 GROUP = 4  # rows that attention takes together
-ROUND_ROW, ROUND_SEQUENCE = 16, 32  # tokens to whose multiples rows in attention and whole sequences are padded
+ROUND_ROW, ROUND_SEQUENCE = 8, 32  # tokens to whose multiples rows in attention and whole sequences are padded
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Neighbouring rows of a sequence, and how many tokens at its beginning they see."""
+    """Neighbouring rows of a sequence, laid into a grid of B rows of T places, padded with copies of its first token.
 
-    part: slice  # where they stand
+    Every row sees the P tokens of the prefix, except the first one if it is the prefix itself.
+    """
+
+    part: slice  # where they stand in the sequence
     prefix: int
-    count: int
-    longest: int
-    own: torch.Tensor | None = None  # index of their tokens among [count * longest] places; None: no padding
+    count: int  # B
+    longest: int  # T
+    alone: bool  # the first row sees no prefix
+    place_of: torch.Tensor  # [tokens of the part]: among the B * T places
+    token_at: torch.Tensor  # [B * T]: among the tokens of the part
 
     @staticmethod
-    def of(start: int, prefix: int, lengths: Sequence[int]) -> Rows:
-        longest, part = _rounded(max(lengths), ROUND_ROW), slice(start, start + sum(lengths))
-        if min(lengths) == longest:
-            return Rows(part, prefix, len(lengths), longest)
-        own = torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
-        return Rows(part, prefix, len(lengths), longest, own)
+    def of(start: int, prefix: int, lengths: Sequence[int], alone: bool = False) -> Rows:
+        longest = _rounded(max(lengths), ROUND_ROW)
+        place_of = torch.cat([torch.arange(length) + row * longest for row, length in enumerate(lengths)])
+        token_at = torch.zeros(len(lengths) * longest, dtype=torch.long)
+        token_at[place_of] = torch.arange(len(place_of))
+        part = slice(start, start + len(place_of))
+        return Rows(part, prefix, len(lengths), longest, alone, place_of, token_at)
+
+    def hidden(self, like: torch.Tensor) -> torch.Tensor:
+        """[B, 1, T, P + T]: minus infinity where a token would see a later one of its row, or a prefix not its own."""
+        total = self.prefix + self.longest
+        later = torch.full((self.longest, total), -torch.inf, dtype=like.dtype, device=like.device)
+        hidden = later.triu_(self.prefix + 1).repeat(self.count, 1, 1, 1)
+        if self.alone:
+            hidden[0, :, :, : self.prefix] = -torch.inf
+        return hidden
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one sequence is made up: `prefix` tokens that all rows see, then the rows in groups of neighbours."""
+    """How one sequence is made up: `prefix` tokens that all rows see, the rows in groups of neighbours, and filling.
+
+    The filling brings the sequence to a round length; it gets nothing from attention.
+    """
 
     prefix: int
     groups: tuple[Rows, ...]
@@ -54,24 +72,22 @@ class Layout:
     @staticmethod
     def of(prefix: int, lengths: Sequence[int]) -> Layout:
         """Rows of these lengths after a prefix; the better neighbours fit together, the faster."""
-        groups, start = list[Rows](), prefix
+        groups, start = list[Rows](), 0
         for first in range(0, len(lengths), GROUP):
-            groups.append(Rows.of(start, prefix, lengths[first : first + GROUP]))
+            own, alone = list(lengths[first : first + GROUP]), bool(prefix) and not first
+            groups.append(Rows.of(start, prefix, [prefix, *own] if alone else own, alone))
             start = groups[-1].part.stop
         return Layout(prefix, tuple(groups))
 
-    def filled(self) -> tuple[Layout, int]:
-        """With one more row that fills the sequence up to a round length, and its length, which may be 0."""
-        tokens = self.groups[-1].part.stop
-        filling = _rounded(tokens, ROUND_SEQUENCE) - tokens
-        if not filling:
-            return self, 0
-        return Layout(self.prefix, (*self.groups, Rows.of(tokens, 0, [filling]))), filling
+    @property
+    def tokens(self) -> int:
+        end: int = self.groups[-1].part.stop
+        return end
 
     @property
-    def parts(self) -> tuple[Rows, ...]:
-        """The prefix as one row that sees nothing before it, then the groups, which see the prefix."""
-        return (Rows.of(0, 0, [self.prefix]), *self.groups) if self.prefix else self.groups
+    def filling(self) -> int:
+        """Tokens that are missing to a round length."""
+        return _rounded(self.tokens, ROUND_SEQUENCE) - self.tokens
 
 
 def _rounded(tokens: int, multiple: int) -> int:
@@ -105,9 +121,8 @@ def rows_attention(
     if key.shape[2] != query.shape[2] or attention_mask is not None:
         raise ValueError(f"attention of {tuple(query.shape)} to {tuple(key.shape)}: no cache or mask is known here")
     rows, heads, tokens, width = query.shape
-    if layout is None:
-        query, key, value = (side.transpose(0, 1).flatten(1, 2)[None] for side in (query, key, value))
-    out: torch.Tensor = _RowsAttention.apply(query, key, value, layout or Layout.of(0, [tokens] * rows), scaling)  # type: ignore[no-untyped-call]
+    sides = (side.transpose(1, 2).flatten(0, 1) for side in (query, key, value))
+    out: torch.Tensor = _RowsAttention.apply(*sides, layout or Layout.of(0, [tokens] * rows), scaling)  # type: ignore[no-untyped-call]
     return out.view(rows, tokens, heads, width), None
 
 
@@ -115,91 +130,80 @@ AttentionInterface.register(ROWS_ATTENTION, rows_attention)
 
 
 class _RowsAttention(torch.autograd.Function):
+    """Queries [N, H, D], keys and values [N, G, D] of a sequence to [N, H, D]."""
+
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: Layout, scale: float
     ) -> torch.Tensor:
-        _, heads, tokens, width = query.shape
-        groups = key.shape[1]
-        out = query.new_empty(1, tokens, heads, width)
+        groups, out = key.shape[1], torch.empty_like(query, memory_format=torch.contiguous_format)
+        out[layout.tokens :].zero_()
         saved = []
-        for rows in layout.parts:
-            q = _by_group(_padded(query[0].transpose(0, 1), rows), groups, rows.count) * scale
-            k, v = (_with_prefix(side[0], rows) for side in (key, value))
+        for rows in layout.groups:
+            q = _by_group(_grid(query, rows), groups, rows)
+            k, v = _with_prefix(key, rows).mul_(scale), _with_prefix(value, rows)
             scores = torch.bmm(q, k.transpose(1, 2))
-            scores.unflatten(1, (heads // groups, -1)).add_(_causal(scores, rows.prefix))
+            scores.view(groups, rows.count, -1, rows.longest, scores.shape[-1]).add_(rows.hidden(scores))
             p = torch.softmax(scores, -1)
-            _put(out[0, rows.part], torch.bmm(p, v), groups, rows)
+            torch.index_select(_by_token(torch.bmm(p, v), groups, rows), 0, rows.place_of, out=out[rows.part])
             saved += [q, k, v, p]
         ctx.save_for_backward(*saved)
-        ctx.layout, ctx.scale, ctx.shapes = layout, scale, (query.shape, key.shape)
+        ctx.layout, ctx.groups, ctx.scale = layout, groups, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, None, None]:
-        (_, heads, tokens, width), (_, groups, _, _) = ctx.shapes
-        # In memory the heads of a token stand side by side, as the projections want them.
+        (tokens, heads, width), groups, layout = outer[0].shape, ctx.groups, ctx.layout
         to_q, to_k, to_v = (outer[0].new_empty(tokens, n, width) for n in (heads, groups, groups))
         above: list[torch.Tensor] = []  # what the rows send to the keys and values of the prefix, [P, G, D]
         saved = ctx.saved_tensors  # asked for once: gradient checkpointing hands it out once
-        for number, rows in reversed(list(enumerate(ctx.layout.parts))):
+        for number, rows in enumerate(layout.groups):
             q, k, v, p = saved[4 * number : 4 * number + 4]
-            g = _by_group(_padded(outer[0][0], rows), groups, rows.count)
+            places = outer[0].new_zeros(rows.count * rows.longest, heads, width)
+            g = _by_group(places.index_copy_(0, rows.place_of, outer[0][rows.part]), groups, rows)
             into_v = torch.bmm(p.transpose(1, 2), g)
             into_scores = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), p, -1, p.dtype)
-            into_k = torch.bmm(into_scores.transpose(1, 2), q)
-            _put(to_q[rows.part], torch.bmm(into_scores, k).mul_(ctx.scale), groups, rows)
-            for target, into in ((to_k, into_k), (to_v, into_v)):
-                _put(target[rows.part], into[:, rows.prefix :], groups, rows)
+            into_k = torch.bmm(into_scores.transpose(1, 2), q).mul_(ctx.scale)
+            into = (to_q, torch.bmm(into_scores, k)), (to_k, into_k[:, rows.prefix :]), (to_v, into_v[:, rows.prefix :])
+            for side, back in into:
+                torch.index_select(_by_token(back, groups, rows), 0, rows.place_of, out=side[rows.part])
             if rows.prefix:
-                sent = [into.unflatten(0, (groups, -1))[:, :, : rows.prefix].sum(1).transpose(0, 1)
-                        for into in (into_k, into_v)]  # fmt: skip
+                sent = [side.unflatten(0, (groups, -1))[:, :, : rows.prefix].sum(1).transpose(0, 1)
+                        for side in (into_k, into_v)]  # fmt: skip
                 above = [a + b for a, b in zip(above, sent, strict=True)] if above else sent
-        if above:
-            to_k[: ctx.layout.prefix] += above[0]
-            to_v[: ctx.layout.prefix] += above[1]
-        to_q, to_k, to_v = (side.transpose(0, 1)[None] for side in (to_q, to_k, to_v))
+        for side, sent_PGD in zip((to_k, to_v), above, strict=False):
+            side[: layout.prefix] += sent_PGD
+        for side in (to_q, to_k, to_v):
+            side[layout.tokens :].zero_()
         return to_q, to_k, to_v, None, None
 
 
-def _padded(tokens_NHD: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """The tokens of these rows as [H, B T, D], zero where a row is padded."""
-    own = tokens_NHD[rows.part]
-    if rows.own is not None:
-        places = own.new_zeros(rows.count * rows.longest, *own.shape[1:])
-        own = places.index_copy_(0, rows.own, own)
-    return own.transpose(0, 1)
+def _grid(side_NHD: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The tokens of these rows on their places, [B * T, H, D]."""
+    return side_NHD[rows.part].index_select(0, rows.token_at)
 
 
-def _by_group(heads_HND: torch.Tensor, groups: int, rows: int) -> torch.Tensor:
-    """[H, B T, D] -> [G B, R T, D]: the query heads that share a key head become rows of one product."""
-    split: torch.Tensor = heads_HND.unflatten(0, (groups, -1)).unflatten(2, (rows, -1))  # G R B T D
-    return split.transpose(1, 2).reshape(groups * rows, -1, heads_HND.shape[-1])
+def _by_group(grid: torch.Tensor, groups: int, rows: Rows) -> torch.Tensor:
+    """[B * T, H, D] -> [G B, R T, D]: the query heads that share a key head become rows of one product."""
+    split: torch.Tensor = grid.unflatten(1, (groups, -1)).unflatten(0, (rows.count, rows.longest))  # B T G R D
+    return split.permute(2, 0, 3, 1, 4).reshape(groups * rows.count, -1, grid.shape[-1])
 
 
-def _put(target_NHD: torch.Tensor, by_group: torch.Tensor, groups: int, rows: Rows) -> None:
-    """The inverse of `_by_group`, without the padding, into the tokens of these rows [N, H, D]."""
-    ratio = target_NHD.shape[1] // groups
-    split = by_group.unflatten(0, (groups, rows.count)).unflatten(2, (ratio, -1)).permute(1, 3, 0, 2, 4)  # B T G R D
-    if rows.own is None:
-        target_NHD.unflatten(0, (rows.count, -1)).unflatten(2, (groups, ratio)).copy_(split)
-    else:
-        torch.index_select(split.reshape(-1, *target_NHD.shape[1:]), 0, rows.own, out=target_NHD)
+def _by_token(by_group: torch.Tensor, groups: int, rows: Rows) -> torch.Tensor:
+    """The inverse of `_by_group`."""
+    split: torch.Tensor = by_group.unflatten(0, (groups, rows.count)).unflatten(2, (-1, rows.longest))  # G B R T D
+    return split.permute(1, 3, 0, 2, 4).reshape(rows.count * rows.longest, -1, by_group.shape[-1])
 
 
-def _with_prefix(side_GND: torch.Tensor, rows: Rows) -> torch.Tensor:
+def _with_prefix(side_NGD: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Keys or values [G B, P + T, D] of these rows, those of the prefix in front of each."""
-    own: torch.Tensor = _padded(side_GND.transpose(0, 1), rows).unflatten(1, (rows.count, -1))
-    if rows.prefix:
-        own = torch.cat([side_GND[:, None, : rows.prefix].expand(-1, rows.count, -1, -1), own], 2)
-    return own.flatten(0, 1)
-
-
-def _causal(scores: torch.Tensor, prefix: int) -> torch.Tensor:
-    """[T, P + T]: minus infinity where a token would see a later one of its row."""
-    total = scores.shape[-1]
-    later = torch.full((total - prefix, total), -torch.inf, dtype=scores.dtype, device=scores.device)
-    return later.triu_(prefix + 1)
+    own: torch.Tensor = _grid(side_NGD, rows).unflatten(0, (rows.count, rows.longest)).permute(2, 0, 1, 3)
+    if not rows.prefix:
+        return own.flatten(0, 1)
+    joined = own.new_empty(len(own), rows.count, rows.prefix + rows.longest, own.shape[-1])
+    joined[:, :, : rows.prefix] = side_NGD[: rows.prefix].transpose(0, 1)[:, None]
+    joined[:, :, rows.prefix :] = own
+    return joined.flatten(0, 1)
 
 
 class FewPassRMSNorm(nn.Module):

@@ -48,9 +48,9 @@ class Pass:
         """The last hidden states, of all places."""
         batch, shared = self.batch, len(self.batch.prefix_P)
         if self.in_rows:
-            layout, filling = Layout.of(shared, batch.lengths).filled()
-            ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[self.own], self.own.new_zeros(filling)])
-            starts = [(0, shared), *((shared, n) for n in batch.lengths), (0, filling)]
+            layout = Layout.of(shared, batch.lengths)
+            ids = torch.cat([batch.prefix_P, batch.ids_BT.flatten()[self.own], self.own.new_zeros(layout.filling)])
+            starts = [(0, shared), *((shared, n) for n in batch.lengths), (0, layout.filling)]
             positions = torch.cat([torch.arange(start, start + n) for start, n in starts])
             settings = {"position_ids": positions[None], "layout": layout}
             out: torch.Tensor = decoder(ids[None], use_cache=False, **settings).last_hidden_state

@@ -53,13 +53,20 @@ def test_the_gradients_of_attention_are_right(prefix: int, lengths: list[int]) -
 
 def test_neighbours_are_taken_together_and_shapes_are_round() -> None:
     layout = Layout.of(2, [3, 3, 8, 9, 16, 20])
-    assert [(rows.part, rows.count, rows.longest) for rows in layout.groups] == [
-        (slice(2, 25), 4, 16), (slice(25, 61), 2, 32)]  # fmt: skip
-    filled, filling = layout.filled()
-    assert filling == 3
-    assert filled.groups[:-1] == layout.groups
-    assert (filled.groups[-1].part, filled.groups[-1].prefix) == (slice(61, 64), 0)
-    assert Layout.of(0, [64]).filled()[1] == 0
+    assert [(rows.part, rows.count, rows.longest, rows.alone) for rows in layout.groups] == [
+        (slice(0, 25), 5, 16, True), (slice(25, 61), 2, 24, False)]  # fmt: skip
+    assert (layout.tokens, layout.filling) == (61, 3)
+    assert Layout.of(0, [64]).filling == 0
+
+
+def test_the_filling_gets_nothing_and_gives_nothing() -> None:
+    layout = Layout.of(3, [9, 4])
+    q, k, v = projections(layout.tokens + layout.filling)
+    found = attention(q, k, v, layout)
+    assert layout.filling > 0
+    assert not found[0, layout.tokens :].any()
+    back = torch.autograd.grad(found.sum(), (q, k, v))
+    assert not any(side[0, :, layout.tokens :].any() for side in back)
 
 
 def test_rows_without_a_layout_share_nothing() -> None:
