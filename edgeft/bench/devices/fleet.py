@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from edgeft.bench.devices.device import HERE, Device
+from edgeft.bench.devices.device import HERE, Device, DeviceError
 from edgeft.bench.devices.measure import Choice, bench_on
 from edgeft.bench.devices.work import Work
-from edgeft.bench.table import COLUMNS, DASH, FIELDS, cell, interval, make_row, marks_of
+from edgeft.bench.table import FIELDS, make_row, marks_of
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
 
@@ -90,8 +90,9 @@ def bench_fleet(targets: Sequence[str], work: Work, choice: Choice, stream: Text
         except EdgeftError as error:
             report.note(f"failed: {error}")
             return failed(target, work, error)
-        row = {**found["row"], "target": target, "error": None, "device": found["host"], "details": found["details"]}
-        return row
+        if choice.strict and (marks := marks_of(found["row"])):
+            return failed(target, work, DeviceError(f"the timings are doubtful: {'; '.join(marks)}"))
+        return {**found["row"], "target": target, "error": None, "device": found["host"]}
 
     with ThreadPoolExecutor(max_workers=len(targets)) as pool:
         futures = [pool.submit(measured, target) for target in targets]
@@ -108,30 +109,4 @@ def failed(target: str, work: Work, error: EdgeftError) -> Row:
     reason = f"the target failed: {error.message}"
     absent = {**dict.fromkeys(FIELDS, reason), **work.facts["absent"]}
     row = make_row({**work.facts["values"], "package": work.package.name}, absent)
-    return {**row, "target": target, "error": str(error), "device": None, "details": {}}
-
-
-def target_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells: figures as lines, targets as columns; doubtful timings with a star."""
-    headers = ["", *(row["target"] + ("*" if marks_of(row) else "") for row in rows)]
-    body = [["runtime", *(row["runtime"] or DASH for row in rows)]]
-    body.append(["threads", *(str((row["conditions"] or {}).get("threads", DASH)) for row in rows)])
-    for header, field, scale, decimals in COLUMNS:
-        cells = [cell(row, field, scale, decimals) for row in rows]
-        if any(text != DASH for text in cells):
-            spans = [interval(row, field, scale, decimals) for row in rows]
-            body.append([header, *(f"{c} ({s})" if s else c for c, s in zip(cells, spans, strict=True))])
-    return headers, body
-
-
-def remarks(rows: Sequence[Row]) -> list[str]:
-    """What the table leaves out: failures, doubts, and what is emulated."""
-    lines = []
-    for row in rows:
-        conditions = row["conditions"] or {}
-        if row["error"]:
-            lines.append(f"{row['target']} failed: {row['error']}")
-        if conditions.get("emulated"):
-            lines.append(f"{row['target']} is emulated: its answers count, its timings would not")
-        lines += [f"* {row['target']}: {mark}" for mark in marks_of(row)]
-    return lines
+    return {**row, "target": target, "error": str(error), "device": None}

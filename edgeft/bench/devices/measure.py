@@ -43,10 +43,12 @@ Context = AbstractContextManager[object]
 
 @dataclass(frozen=True)
 class Choice:
-    """How a target is used: cores to stay on ('4-7', 'big' or None) and the folder for parts that were answered."""
+    """How targets are used: the folder for parts that were answered, cores to stay on ('4-7', 'big' or None), and
+    whether doubtful timings are refused."""
 
     runs: Path
     cpus: str | None = None
+    strict: bool = False
 
 
 def bench_on(

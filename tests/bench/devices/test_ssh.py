@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +10,13 @@ import psutil
 import pytest
 
 from edgeft.bench.devices import measure, work
-from edgeft.bench.devices.device import HERE, DeviceError, DeviceLost, opened
+from edgeft.bench.devices.device import HERE, opened
 from edgeft.bench.devices.facts import FIELDS
 from edgeft.bench.devices.fleet import bench_fleet
 from edgeft.bench.devices.measure import Choice
-from edgeft.bench.devices.shell import check_runner, hint, reason, run_job
+from edgeft.bench.devices.shell import hint, reason
 from edgeft.bench.devices.ssh import SshDevice
 from edgeft.recipe import BenchSettings, TaskSettings
-from tests.bench.devices.conftest import ROOT
 from tests.bench.devices.sshd import Sshd
 
 QUICK = BenchSettings(threads=1, prompt_tokens=24, decode_tokens=4, repeats=3, max_new_tokens=4, seconds=0)
@@ -29,13 +24,6 @@ QUICK = BenchSettings(threads=1, prompt_tokens=24, decode_tokens=4, repeats=3, m
 
 def heard(line: str) -> None:
     """Nobody listens."""
-
-
-def script(folder: Path, name: str, text: str) -> Path:
-    path = folder / name
-    path.write_text(text)
-    path.chmod(0o700)
-    return path
 
 
 def test_a_command_runs_in_the_private_folder_and_its_code_and_signal_come_back(sshd: Sshd) -> None:
@@ -96,11 +84,7 @@ def test_rows_answered_before_the_connection_broke_are_not_asked_again(
     def run(self: SshDevice, job: Any, scratch: Path, on_line: Any) -> dict[str, Any]:
         asked.append(len(job.rows))
         if asked == [0, 3, 2]:  # the connection breaks while the second part runs
-
-            def drop(line: str) -> None:
-                assert sshd.drop_connections() == 1
-
-            return real(self, job, scratch, drop)
+            assert sshd.drop_connections() == 1
         return real(self, job, scratch, on_line)
 
     monkeypatch.setattr(SshDevice, "run", run)
