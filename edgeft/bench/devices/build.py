@@ -41,7 +41,7 @@ from edgeft.progress import Reporter
 
 PACKAGE = "llama-cpp-python"
 INSIDE = ("vendor", "llama.cpp")  # of the source package
-NEEDED = ("CMakeLists.txt", "cmake", "ggml", "include", "src", "vendor/nlohmann", "LICENSE")
+NEEDED = ("CMakeLists.txt", "cmake", "ggml", "include", "src", "vendor", "LICENSE")
 TOOLS = {"cc": "cc", "c++": "c++", "ar": "ar", "ranlib": "ranlib"}  # wrapper -> zig's name for the tool
 OURS_ALONE = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS")  # of the environment: for other builds
 STEP = re.compile(r"^\[\s*(\d+)(?:/(\d+)|%)\]")
