@@ -20,7 +20,7 @@ HELP = {
     "recovery": "start the phone into Android",
     "sideload": "start the phone into Android",
     "bootloader": "start the phone into Android",
-    "no permissions": "give your user access to USB devices (udev rules; on Debian: apt install android-sdk-platform-tools-common)",
+    "no permissions": "give your user access to USB devices (udev rules, Debian: android-sdk-platform-tools-common)",
 }  # fmt: skip
 
 

@@ -53,15 +53,14 @@ def levels_of(target: str) -> tuple[Level, ...]:
     return (Level(NATIVE),) if target == NATIVE else LEVELS[target]
 
 
-def build_runner(
-    target: str, level: Level, report: Reporter, source: Path | None = None, again: bool = False
-) -> Path:
+def build_runner(target: str, level: Level, report: Reporter, source: Path | None = None, again: bool = False) -> Path:
     """The folder with the runner for a target at one level, and its record build.json; built if it is not there.
 
     `source`: llama.cpp's folder, by default out of the package that belongs to the installed llama-cpp-python; `again`
     builds what is there already. Raises EdgeftError if a tool is missing or the build fails.
     """
     out = folder_of(target, level)
+    log = out.with_name(f"{out.name}.log")
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{out}.lock"):
         if (out / RECORD).is_file() and not again:
@@ -70,17 +69,17 @@ def build_runner(
         tools = _compilers(target, level)
         source = source or fetch_source(report)
         _check_source(source)
-        partial = out.with_suffix(".partial")
+        partial = out.with_name(f"{out.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         with tempfile.TemporaryDirectory(prefix="build-", dir=out.parent) as work:
             start = time.monotonic()
-            program = _compile(source, Path(work), target, tools, report, out.with_suffix(".log"))
+            program = _compile(source, Path(work), target, tools, report, log)
             shutil.copy(program, partial / PROGRAM)
         _write_record(partial, target, level, source, time.monotonic() - start)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
-        out.with_suffix(".log").unlink()
+        log.unlink()
         return out
 
 
@@ -203,7 +202,12 @@ def _follow(command: list[str], environment: dict[str, str], log: object, report
     with (
         report.track("compiling, % of the steps", 100) as bar,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, encoding="utf-8", errors="replace"
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            encoding="utf-8",
+            errors="replace",
         ) as build,
     ):
         assert build.stdout is not None

@@ -43,7 +43,7 @@ Current cooling devices from HAL:
 	CoolingDevice{mValue=0, mType=2, mName=thermal-cpufreq-0}
 	CoolingDevice{mValue=3, mType=1, mName=fcc}
 Temperature static thresholds from HAL:
-	TemperatureThreshold{mType=3, mName=VIRTUAL-SKIN, mHotThrottlingThresholds=[NaN, 39.0, 43.0, 45.0, 47.0, 52.0, 55.0]}
+	TemperatureThreshold{mType=3, mName=VIRTUAL-SKIN, mHotThrottlingThresholds=[NaN, 39.0, 43.0, 45.0, 47.0, NaN]}
 """
 PROPERTIES = """[ro.build.version.release]: [15]
 [ro.build.version.sdk]: [35]

@@ -14,8 +14,8 @@ from edgeft.bench.devices.native import LEVELS, NATIVE, Level
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
 
-PIXEL_8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc asimddp i8mm bf16".split()
-PI_4 = "fp asimd evtstrm crc32 cpuid".split()
+PI_4 = ["fp", "asimd", "evtstrm", "crc32", "cpuid"]
+PIXEL_8 = [*PI_4, "atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp", "i8mm", "bf16"]
 
 
 @pytest.fixture(autouse=True)

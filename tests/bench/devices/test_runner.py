@@ -26,7 +26,8 @@ def runner() -> Path:
 @pytest.fixture(scope="module")
 def model(runner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("package") / "model.gguf"
-    write_gguf(write_tiny_llama(tmp_path_factory.mktemp("model")), path, "f32")
+    # of this seed no two likeliest tokens lie closer than ten times the rounding between batches of other sizes
+    write_gguf(write_tiny_llama(tmp_path_factory.mktemp("model"), seed=3), path, "f32")
     return path
 
 
@@ -51,7 +52,7 @@ def test_it_answers_and_scores_as_the_session_does(
         drafts.append([[*answer, stop], [*answer[:4], 7, 7, stop], [9, stop], [*answer, 5, 6], []][i % 5])
     rows = [RowJob(ids, draft) for ids, draft in zip(prompts, drafts, strict=True)]
     forced = [ForcedJob(prompts[0], [3, 9, len(prompts[0]) - 1]), ForcedJob(prompts[1], []), ForcedJob(prompts[2], [0])]
-    job = Job(1, checks.CONTEXT, sorted(session.stop_ids), 12, rows=rows, forced=forced, logits=True)
+    job = Job(1, checks.CONTEXT, sorted(session.stop_ids), 12, rows=rows, forced=forced, logits=LOGITS)
     code, out = run(runner, model, job, tmp_path)
     assert code == 0 and out["answers"] == answers == session.generate(prompts, 12, drafts)
     _scores_are_those_of(session, prompts, drafts, out)
@@ -96,9 +97,7 @@ def test_it_times_every_step_and_says_in_which_state(runner: Path, model: Path, 
         ({"stop_ids": "no list"}, "no job"),
     ],
 )
-def test_a_wrong_job_is_refused_in_words(
-    change: dict, words: str, runner: Path, model: Path, tmp_path: Path
-) -> None:
+def test_a_wrong_job_is_refused_in_words(change: dict, words: str, runner: Path, model: Path, tmp_path: Path) -> None:
     job = json.loads(Job(1, 64, rows=[RowJob([5])]).text()) | change
     code, out = run(runner, model, json.dumps(job), tmp_path)
     assert code == 2 and words in out["error"]["message"]
