@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 RUNNER = 1  # of job and result; raised when either changes its meaning
 JOB, OUT, LOGITS = "job.json", "out.json", "logits.bin"
@@ -49,8 +48,8 @@ class ForcedJob:
 class Job:
     """What one process of a runner does. `context`: tokens of the longest row with its answer.
 
-    `cpus`: cores to stay on, or None. `logits`: write logits.bin, float32 little-endian [P, V] of the forced rows'
-    positions in order. Answers end before a stop token, and after `max_new_tokens` at the latest.
+    `cpus`: cores to stay on, or None. `logits`: a file beside the result, float32 little-endian [P, V] of the forced
+    rows' positions in order. Answers end before a stop token, and after `max_new_tokens` at the latest.
     """
 
     threads: int
@@ -61,12 +60,11 @@ class Job:
     speed: SpeedJob | None = None
     rows: Sequence[RowJob] = ()
     forced: Sequence[ForcedJob] = ()
-    logits: bool = False
+    logits: str | None = None
 
     def text(self) -> str:
         """The job file."""
-        raw: dict[str, Any] = asdict(self) | {"runner": RUNNER, "logits": LOGITS if self.logits else None}
-        return json.dumps(raw, separators=(",", ":"))
+        return json.dumps({"runner": RUNNER, **asdict(self)}, separators=(",", ":"))
 
 
 def job_of(text: str) -> Job:
@@ -75,12 +73,6 @@ def job_of(text: str) -> Job:
     if raw.pop("runner", None) != RUNNER:
         raise ValueError(f"the job is not of version {RUNNER}")
     speed = raw.pop("speed")
-    return Job(
-        **raw
-        | {
-            "logits": bool(raw["logits"]),
-            "speed": SpeedJob(**speed) if speed else None,
-            "rows": [RowJob(**row) for row in raw["rows"]],
-            "forced": [ForcedJob(**row) for row in raw["forced"]],
-        }
-    )
+    rows = [RowJob(**row) for row in raw.pop("rows")]
+    forced = [ForcedJob(**row) for row in raw.pop("forced")]
+    return Job(**raw, speed=SpeedJob(**speed) if speed else None, rows=rows, forced=forced)
