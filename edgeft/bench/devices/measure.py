@@ -30,7 +30,6 @@ from edgeft.bench.told import Told
 from edgeft.progress import Reporter
 
 RETRIES, RETRY_S = 2, 5.0  # after a lost connection
-SHORT = 64  # tokens of context where nothing is asked
 EMULATED = "emulated: its timings say nothing about a device"
 ABSENT = {
     "cold_load_s": "the page cache of a target is not emptied",
@@ -106,7 +105,7 @@ class _Bench:
         result["conditions"] = {"target": device.name, "emulated": device.emulated, "threads": threads, "cpus": cpus}
         result["conditions"]["few_shot"] = 0
         if device.emulated:
-            self._name_runtime(result, Job(threads, SHORT, work.stop_ids))
+            self._count(result, work.speed_job(threads, cpus))
         else:
             self._time(result, work.speed_job(threads, cpus), facts)
         result["figures"]["read_bytes_per_token"] = read_footprint(work.package).decode_bytes
@@ -114,12 +113,12 @@ class _Bench:
             self._score(result, work.part_jobs(threads, cpus))
         return as_result(work.package, work.facts, result, work.rows)
 
-    def _name_runtime(self, result: dict[str, Any], job: Job) -> None:
-        """All that an emulated device tells without rows."""
+    def _count(self, result: dict[str, Any], job: Job) -> None:
+        """What an emulated device tells in place of times."""
         out = self._run(job)
         result["figures"]["runtime"] = out["runtime"]
         result["absent"] |= dict.fromkeys(SPEED_FIELDS, EMULATED)
-        result["conditions"]["marks"] = []
+        result["conditions"] |= {"marks": [], "instructions": out.get("instructions")}
         result["host"]["build"] = out["build"]
 
     def _time(self, result: dict[str, Any], job: Job, before: dict[str, Any]) -> None:
@@ -143,7 +142,9 @@ class _Bench:
             **found,
             **{key: [before[key], after[key]] for key in ("thermal", "battery", "screen")},
         }
-        result["host"] |= {"after": after, "build": out["build"], "peak_rss": out["peak_rss"],
+        result["conditions"]["energy"] = out.get("energy")
+        result["host"] |= {"after": after, "trace": out.get("trace")}
+        result["host"] |= {"build": out["build"], "peak_rss": out["peak_rss"],
                            "context_tokens": job.context}  # fmt: skip
         for mark in found["marks"]:
             self.report.note(f"doubtful timings: {mark}")

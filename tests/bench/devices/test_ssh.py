@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.targets.sshd import Sshd
 from edgeft.bench.devices import measure, work
 from edgeft.bench.devices.device import HERE, opened
 from edgeft.bench.devices.facts import FIELDS
@@ -17,7 +18,6 @@ from edgeft.bench.devices.measure import Choice
 from edgeft.bench.devices.shell import hint, reason
 from edgeft.bench.devices.ssh import SshDevice
 from edgeft.recipe import BenchSettings, TaskSettings
-from tests.bench.devices.sshd import Sshd
 
 QUICK = BenchSettings(threads=1, prompt_tokens=24, decode_tokens=4, repeats=3, max_new_tokens=4, seconds=0)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.targets.sshd import Sshd
 from edgeft.bench.devices.device import DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import Job
 from edgeft.bench.devices.shell import check_runner, run_job
 from edgeft.bench.devices.ssh import SshDevice
 from tests.bench.devices.conftest import ROOT
-from tests.bench.devices.sshd import Sshd
 
 AARCH64_ELF = bytes.fromhex("7f454c460201010000000000000000000200b700") + bytes(108)  # a header, for another processor
 

@@ -1,4 +1,4 @@
-"""A real sshd on this machine for tests: Debian's openssh-server, a port of its own, keys that are thrown away."""
+"""A real sshd on this machine: Debian's openssh-server on a port of its own, with keys that are thrown away."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import psutil
-import pytest
+
+from edgeft.errors import EdgeftError
 
 SERVER = """
 ListenAddress 127.0.0.1
@@ -48,12 +49,14 @@ Host nobody-home
 
 
 class Sshd:
-    """A running server; `home` is a folder for what a test lets a device write, `target()` names it."""
+    """A running server; `home` is a folder for what is written there, `target()` names it.
+
+    Raises EdgeftError where no sshd is installed."""
 
     def __init__(self, folder: Path) -> None:
         program = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
         if not program:
-            pytest.skip("no sshd is installed (Debian: openssh-server)")
+            raise EdgeftError("no sshd is installed", "Debian: apt install openssh-server")
         self.keys, self.home = folder / "keys", folder / "home"
         self.keys.mkdir()
         self.home.mkdir()
