@@ -11,12 +11,12 @@ import typer
 
 # Everything heavier is imported inside the commands, so that --help answers at once.
 
-app = typer.Typer(help="Get phones and boards ready for `bench --target`.", no_args_is_help=True)
+app = typer.Typer(help="Get phones, boards and browsers ready for `bench --target`.", no_args_is_help=True)
 
 
 @app.callback()
 def _device() -> None:
-    """Get phones and boards ready for `bench --target`."""
+    """Get phones, boards and browsers ready for `bench --target`."""
 
 
 @app.command("build-runner")
@@ -47,3 +47,17 @@ def build_runner(
         folder = build.build_runner(target, level, Reporter(level.name, stream=sys.stderr), source, again)
         record = json.loads((folder / native.RECORD).read_text("utf-8"))
         print(f"{level.name}: {folder / native.PROGRAM}, {record['bytes'] / 1e6:.1f} MB, sha256 {record['sha256']}")
+
+
+@app.command("fetch-browser")
+def fetch_browser(
+    again: Annotated[bool, typer.Option("--again", help="Fetch what is there already.")] = False,
+) -> None:
+    """Fetch what runs packages in a browser, once: wllama and onnxruntime-web, by npm.
+
+    The versions are pinned, the archives compared with their known sha512; they are kept in the user's cache folder
+    (EDGEFT_CACHE). `bench --target browser` also takes a Chromium or Chrome and `pip install 'edgeft[browser]'`."""
+    from edgeft.bench.devices.web_runtimes import fetch_all
+
+    for folder in fetch_all(again):
+        print(folder)
