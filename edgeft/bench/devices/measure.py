@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -29,6 +30,7 @@ from edgeft.bench.table import SPEED_FIELDS
 from edgeft.bench.told import Told
 from edgeft.progress import Reporter
 
+CPUS = re.compile(r"\d+(-\d+)?")
 RETRIES, RETRY_S = 2, 5.0  # after a lost connection
 EMULATED = "emulated: its timings say nothing about a device"
 ABSENT = {
@@ -222,9 +224,9 @@ def chosen_cpus(text: str | None, facts: dict[str, Any]) -> list[int] | None:
         return big_cores(facts) or None
     chosen: set[int] = set()
     for part in text.split(","):
-        first, _, last = part.partition("-")
-        if not (first.isdigit() and (last or first).isdigit()):
+        if not CPUS.fullmatch(part):
             raise DeviceError(f"--cpus {text!r} names no cores", "write 'big', or numbers like 4-7 or 0,2")
+        first, _, last = part.partition("-")
         chosen |= set(range(int(first), int(last or first) + 1))
     there = {cpu for cluster in facts["clusters"] or [] for cpu in cluster["cpus"]}
     if there and not chosen <= there:
