@@ -11,7 +11,7 @@ from edgeft.bench.session import Logits
 
 
 def completed(reference_PV: Logits, partial_PV: Logits) -> Logits:
-    """Log-probabilities [P, V] with NaN where nothing was told, filled in: what mass is left goes to those tokens in the
+    """Log-probabilities [P, V], NaN where nothing was told, filled in: what mass is left goes to those tokens in the
     reference's own proportions.
 
     The KL divergence from the reference is then that of the known tokens and of all others taken together: never more

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks.targets.sshd import Sshd
+from edgeft.artifact import Manifest, scan_files, write_manifest
 from edgeft.errors import EdgeftError
 from edgeft.formats.gguf import write_gguf
 from tests.formats.tiny_model import TEXTS, tiny_onnx, write_tiny_llama
@@ -23,6 +24,8 @@ def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A package folder; read only."""
     folder = tmp_path_factory.mktemp("gguf")
     write_gguf(write_tiny_llama(tmp_path_factory.mktemp("model")), folder / "model.gguf", "f32")
+    metrics = {"format": "gguf", "quant": "f32"}
+    write_manifest(folder, Manifest("package", "export", "0" * 16, {}, {}, scan_files(folder), metrics))
     return folder
 
 
