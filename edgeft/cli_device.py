@@ -35,7 +35,7 @@ def build_runner(
     """Build the program that measures on a device, once.
 
     It is kept in the user's cache folder (EDGEFT_CACHE), and bench takes the one that fits the device's processor.
-    About 3 minutes of CPU for each level; for other processors than this one `pip install 'edgeft[devices]'`."""
+    About 6 minutes of CPU for each level; for other processors than this one `pip install 'edgeft[devices]'`."""
     from edgeft.bench.devices import build, native
     from edgeft.errors import EdgeftError
     from edgeft.progress import Reporter

@@ -31,7 +31,7 @@ def test_a_phone_is_measured_and_whatever_happens_nothing_stays_on_it(tmp_path: 
     write_gguf(write_tiny_llama(tmp_path / "model"), tmp_path / "model.gguf", "f32")
     session = LlamaCppSession(tmp_path / "model.gguf", 1, checks.CONTEXT)
     prompts = checks.prompts(session, 3)
-    forced = [ForcedJob(ids, range(len(ids) - 8, len(ids))) for ids in prompts]
+    forced = [ForcedJob(ids, list(range(len(ids) - 8, len(ids)))) for ids in prompts]
     rows = [RowJob(ids) for ids in prompts]
     job = Job(1, checks.CONTEXT, sorted(session.stop_ids), 3, rows=rows, forced=forced, logits=LOGITS)
     (tmp_path / "asked.json").write_text(job.text())
