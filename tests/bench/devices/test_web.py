@@ -86,7 +86,12 @@ def archive(path: Path, names: dict[str, bytes]) -> Runtime:
 
 
 def test_only_what_is_kept_is_unpacked_and_links_are_not(tmp_path: Path) -> None:
-    names = {"package/esm/a.js": b"a", "package/esm/w/b.wasm": b"b", "package/package.json": b"{}", "package/x.js": b"x"}
+    names = {
+        "package/esm/a.js": b"a",
+        "package/esm/w/b.wasm": b"b",
+        "package/package.json": b"{}",
+        "package/x.js": b"x",
+    }
     runtime = archive(tmp_path / "y.tgz", names)
     unpack(tmp_path / "y.tgz", runtime, tmp_path / "out")
     found = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
@@ -112,7 +117,15 @@ def test_options_are_read_and_mistakes_named() -> None:
     assert parse_options("") == Options()
     assert parse_options("threads=2,cpu=4x") == Options(threads=2, slower=4.0)
     assert parse_options("cdp=http://localhost:9222,port=8123") == Options(cdp="http://localhost:9222", port=8123)
-    for wrong in ("threads=0", "threads=two", "cpu=0.5", "speed=1", "cdp=localhost", "port=99999", "cpu=4x,cdp=http://a"):
+    for wrong in (
+        "threads=0",
+        "threads=two",
+        "cpu=0.5",
+        "speed=1",
+        "cdp=localhost",
+        "port=99999",
+        "cpu=4x,cdp=http://a",
+    ):
         with pytest.raises(DeviceError):
             parse_options(wrong)
 
