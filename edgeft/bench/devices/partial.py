@@ -11,8 +11,8 @@ from edgeft.bench.session import Logits
 
 
 def completed(reference_PV: Logits, partial_PV: Logits) -> Logits:
-    """Log-probabilities [P, V], NaN where nothing was told, filled in: what mass is left goes to those tokens in the
-    reference's own proportions.
+    """Log-probabilities [P, V] with NaN where nothing was told, filled in: what mass is left goes to these tokens in
+    the reference's own proportions.
 
     The KL divergence from the reference is then that of the known tokens and of all others taken together: never more
     than the true one (the log sum inequality), and less only by how the rest is spread among tokens that are unlikely.
