@@ -45,7 +45,7 @@ $(BUILT): tools/llama_library_only.cmake | $(VENV)/.made
 # torch stands in the list with its exact version: an open range could bring another, far larger build.
 $(VENV)/.packages: constraints.txt | $(VENV)/.made
 	@echo "setup: installing the packages of constraints.txt"
-	@grep -v '^llama_cpp_python' constraints.txt > $(VENV)/packages.txt
+	@sed -e '/^llama_cpp_python/d' -e '/^# devices:/,$$d' constraints.txt > $(VENV)/packages.txt
 	@$(PIP) install -r $(VENV)/packages.txt
 	@touch $@
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from edgeft import __version__, cli_bench
+from edgeft import __version__, cli_bench, cli_device
 from edgeft.errors import EdgeftError
 from edgeft.terminal import print_results, print_table
 
@@ -119,6 +119,7 @@ app.command()(cli_bench.bench)
 app.command()(cli_bench.compare)
 app.command()(cli_bench.history)
 app.command()(cli_bench.devices)
+app.add_typer(cli_device.app, name="device")
 
 
 @app.command()

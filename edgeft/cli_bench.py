@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from edgeft.errors import EdgeftError
 from edgeft.terminal import print_results, print_table
 
 # Everything heavier is imported inside the commands, so that --help answers at once.
@@ -39,14 +40,23 @@ def bench(
         str | None, typer.Option(metavar="DEVICE", help="Give it a device's memory and threads; see `edgeft devices`.")
     ] = None,
     profiles: ProfilesOpt = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TARGET", help="Measure there: local, ssh:USER@HOST, android:SERIAL, browser, arm64."),
+    ] = None,
+    cpus: Annotated[str | None, typer.Option(help="With --target: stay on these cores, like 4-7, or big.")] = None,
+    html: Annotated[Path | None, typer.Option(help="With --target: write the table there as a page, too.")] = None,
     strict: StrictOpt = False,
     as_json: JsonOpt = False,
     runs: RunsOpt = RUNS,
 ) -> None:
-    """Measure packages: speed, memory; with --data accuracy."""
+    """Measure packages: speed, memory; with --data accuracy.
+
+    --target may be repeated: targets on different machines are measured together. Exit code 1 if one failed."""
     from edgeft import commands
     from edgeft.bench.choices import load_choices
     from edgeft.bench.constrained import bench_like
+    from edgeft.bench.devices.measure import Choice
     from edgeft.bench.profiles import find_profile, load_profiles
     from edgeft.bench.run import Extras, bench_package
     from edgeft.progress import Reporter
@@ -59,6 +69,13 @@ def bench(
         settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
     test_rows = commands.read_test_rows(data) if data else None
+    if target:
+        given = {"--like": like, "--choices": choices, "--grammar": grammar}
+        refuse_with_target([name for name, value in given.items() if value])
+        folders = commands.package_folders(package, runs)
+        choice = Choice(runs, cpus, strict)
+        _bench_targets(target, folders, test_rows, settings, task, choice, html, as_json)
+        return
     extras = Extras(
         questions=load_choices(choices) if choices else (),
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
@@ -77,6 +94,40 @@ def bench(
         print(json.dumps(rows, indent=1))
     else:
         _print_measured(rows)
+
+
+def refuse_with_target(options: list[str]) -> None:
+    """Raises EdgeftError for options that only this machine can do."""
+    if options:
+        raise EdgeftError(f"{', '.join(options)} cannot be asked of a --target", "leave one of the two out")
+
+
+def _bench_targets(
+    targets: list[str], folders: list[Path], rows: Any, settings: Any, task: Any, choice: Any, html: Path | None,
+    as_json: bool,
+) -> None:  # fmt: skip
+    """Each package on all targets: one table for each, or all rows as JSON."""
+    from edgeft.bench.devices.fleet import bench_fleet
+    from edgeft.bench.devices.side_by_side import page, remarks, target_table
+    from edgeft.bench.devices.work import prepare
+
+    if html and len(folders) > 1:
+        raise EdgeftError(f"--html writes one package's page, found {len(folders)}", "name one package's folder")
+    found: list[dict[str, Any]] = []
+    for folder in folders:
+        measured = bench_fleet(targets, prepare(folder, rows, settings, task), choice, sys.stderr)
+        measured = [{**row, "name": row["name"] or folder.name, "path": str(folder)} for row in measured]
+        found += measured
+        if not as_json:
+            print(f"{folder.name}: {measured[0]['format']} {measured[0]['quant'] or ''}")
+            print_table(*target_table(measured), right_from=1)
+            print("\n".join(remarks(measured)))
+        if html:
+            html.write_text(page(measured), "utf-8")
+    if as_json:
+        print(json.dumps(found, indent=1))
+    if any(row["error"] for row in found):
+        raise typer.Exit(REGRESSION)
 
 
 def _print_measured(rows: list[dict[str, Any]]) -> None:
@@ -175,7 +226,18 @@ def devices(
     as_json: JsonOpt = False,
     runs: RunsOpt = RUNS,
 ) -> None:
-    """List device profiles; with packages, predict speed, memory and fit."""
+    """List device profiles; with packages, predict speed, memory and fit.
+
+    `edgeft devices scan` lists what `edgeft bench --target` could use now."""
+    if packages == ["scan"]:
+        from edgeft.bench.devices.scan import scan
+
+        found = scan()
+        if as_json:
+            print(json.dumps([dict(zip(("target", "state", "what"), line, strict=True)) for line in found], indent=1))
+        else:
+            print_table(["target", "state", "what"], [list(line) for line in found])
+        return
     from edgeft import commands
     from edgeft.bench import forecast
     from edgeft.bench.profiles import find_profile, load_profiles

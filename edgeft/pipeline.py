@@ -69,7 +69,7 @@ STAGES: dict[str, Stage] = {
     "importance": Stage("importance", 1, "edgeft.stages.importance"),
     "lora": Stage("adapter", 1, "edgeft.stages.lora"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),
-    "report": Stage("report", 2, "edgeft.stages.report"),
+    "report": Stage("report", 3, "edgeft.stages.report"),
 }
 WAIT_S = 0.2  # between two looks at whether another process has finished a stage
 RUNTIMES = ("torch", "transformers", "peft", "bitsandbytes", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")

@@ -129,7 +129,7 @@ def plan(recipe: Recipe) -> dict[str, Node]:
     graph.add_teacher()
     models = {"teacher": TEACHER} | ({"student": graph.add_student()} if recipe.student else {})
     packages = graph.add_packages(models)
-    graph.add_report(graph.add_benches(packages))
+    graph.add_report(graph.add_benches(packages), packages)
     return graph.nodes
 
 
@@ -240,12 +240,14 @@ class _Graph:
         benches.append(self.add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": DATA}))
         return benches
 
-    def add_report(self, benches: list[str]) -> None:
-        """What people read: the curves of all training, the rows, the measurements."""
+    def add_report(self, benches: list[str], packages: dict[str, str]) -> None:
+        """What people read: the curves of all training, the rows, the measurements, the ladder to the packages."""
         healings = [node.name for node in self.nodes.values() if node.stage == "distill"]
         transfer = [name for name in self.nodes if name == "transfer"]
         shown = {"train": ADAPTER, **{name: name for name in healings}, "merge": TEACHER, "dataset": DATA}
-        shown |= {name: name for name in (*transfer, *benches)}
+        probe = [name for name in self.nodes if name == "probe-student"]
+        shown |= {name: name for name in (*transfer, *probe, *benches)}
+        shown |= {f"package-{name}": node for name, node in packages.items()}
         config = ReportNode(name=self.recipe.name, token_price=self.recipe.report.token_price)
         self.add("report", "report", config, shown)
 

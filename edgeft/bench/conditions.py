@@ -24,8 +24,8 @@ class Moment:
     """The state of the machine, and the CPU seconds spent so far by this process and by all."""
 
     wall_s: float
-    own_s: float
-    busy_s: float
+    own_s: float | None  # None where the system does not tell
+    busy_s: float | None
     frequency_mhz: float | None
     temperature_c: float | None
     load_average: list[float] | None
@@ -40,9 +40,11 @@ def look() -> Moment:
     return Moment(time.monotonic(), own, sum(times) - idle - guest, frequency_mhz(), temperature_c(), load_average())
 
 
-def others_share(before: Moment, after: Moment, cores: int) -> float:
+def others_share(before: Moment, after: Moment, cores: int) -> float | None:
     """Share of the cores that other processes, and other guests of the machine, took between two moments."""
-    others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)
+    if None in (before.busy_s, after.busy_s, before.own_s, after.own_s):
+        return None
+    others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)  # type: ignore[operator]
     return min(1.0, max(0.0, others / max(1e-9, (after.wall_s - before.wall_s) * cores)))
 
 
@@ -50,7 +52,7 @@ def busy_now(cores: int, seconds: float = LOOK_S) -> float:
     """`others_share` over the next moments, in which this process does nothing."""
     before = look()
     time.sleep(seconds)
-    return others_share(before, look(), cores)
+    return others_share(before, look(), cores) or 0.0
 
 
 def drift(samples: Sequence[dict[str, Any]]) -> float:
@@ -64,7 +66,7 @@ def describe(before: Moment, after: Moment, samples: Sequence[dict[str, Any]], c
     """The conditions as a record; `marks` says in words what makes the timings doubtful, empty if nothing does."""
     share, slower = others_share(before, after, cores), drift(samples)
     marks = []
-    if share > BUSY_SHARE:
+    if share is not None and share > BUSY_SHARE:
         marks.append(f"busy: others took {share:.0%} of the cores")
     if slower > DRIFT:
         marks.append(f"slowing: the last repeats were {slower:.0%} slower than the first")
@@ -72,7 +74,7 @@ def describe(before: Moment, after: Moment, samples: Sequence[dict[str, Any]], c
     if clocks[0] and clocks[1] and clocks[1] < (1 - CLOCK_DROP) * clocks[0]:
         marks.append(f"throttling: the clock fell from {clocks[0]:.0f} to {clocks[1]:.0f} MHz")
     return {
-        "others_share": round(share, 4),
+        "others_share": None if share is None else round(share, 4),
         "drift": round(slower, 4),
         "load_average": [before.load_average, after.load_average],
         "frequency_mhz": list(clocks),

@@ -52,12 +52,17 @@ def host_facts() -> dict[str, Any]:
 
 def _cpu_model() -> str | None:
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text("utf-8", errors="replace").splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() in ("model name", "Model") and value.strip():
-                return value.strip()
-    return platform.processor() or None
+    text = cpuinfo.read_text("utf-8", errors="replace") if cpuinfo.is_file() else ""
+    return cpu_model_of(text) or platform.processor() or None
+
+
+def cpu_model_of(cpuinfo: str) -> str | None:
+    """The CPU's name in the text of /proc/cpuinfo: x86's model name, or the board or SoC that ARM's kernel names."""
+    for line in cpuinfo.splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in ("model name", "Model", "Hardware") and value.strip():
+            return value.strip()
+    return None
 
 
 def load_average() -> list[float] | None:

@@ -65,7 +65,7 @@ def confined(memory_bytes: int) -> Iterator[Confinement]:
         try:
             yield found
         finally:
-            _remove(found.group)
+            remove_group(found.group)
         return
     raise EdgeftError(
         "this machine lets edgeft set no memory limit\n" + "\n".join(f"  {reason}" for reason in reasons),
@@ -87,7 +87,7 @@ def _v1(memory_bytes: int) -> Confinement:
     root = CGROUPS / "memory"
     if not (root / "memory.limit_in_bytes").is_file():
         raise OSError(0, "no memory controller of version 1 is mounted")
-    group = _below(root, _own_path("memory"))
+    group = new_group(root, own_group("memory"))
     with _removed_on_error(group):
         (group / "memory.limit_in_bytes").write_text(str(memory_bytes), "ascii")
         with_swap = group / "memory.memsw.limit_in_bytes"
@@ -97,11 +97,11 @@ def _v1(memory_bytes: int) -> Confinement:
 
 
 def _v2(memory_bytes: int) -> Confinement:
-    own = CGROUPS / _own_path("").lstrip("/")
+    own = CGROUPS / own_group("").lstrip("/")
     allowed = own / "cgroup.subtree_control"
     if not allowed.is_file() or "memory" not in allowed.read_text("ascii").split():
         raise OSError(0, "the own group of version 2 hands no memory controller down")
-    group = _below(CGROUPS, _own_path(""))
+    group = new_group(CGROUPS, own_group(""))
     with _removed_on_error(group):
         (group / "memory.max").write_text(str(memory_bytes), "ascii")
         if (group / "memory.swap.max").is_file():
@@ -121,7 +121,7 @@ def _systemd(memory_bytes: int) -> Confinement:
     return Confinement(prefix, "systemd scope", None)
 
 
-def _own_path(controller: str) -> str:
+def own_group(controller: str) -> str:
     """Path of this process's group for a v1 controller, or with '' in the v2 hierarchy."""
     if not OWN.is_file():
         raise OSError(0, "the system has no control groups")
@@ -132,7 +132,8 @@ def _own_path(controller: str) -> str:
     raise OSError(0, f"this process is in no group of {controller or 'version 2'}")
 
 
-def _below(root: Path, own: str) -> Path:
+def new_group(root: Path, own: str) -> Path:
+    """An empty group of a new name below the one at `own` in the hierarchy at `root`. Raises OSError."""
     group = root / own.lstrip("/") / f"edgeft-{os.getpid()}-{time.monotonic_ns()}"
     group.mkdir()
     return group
@@ -147,11 +148,12 @@ def _removed_on_error(group: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _remove(group)
+        remove_group(group)
         raise
 
 
-def _remove(group: Path | None) -> None:
+def remove_group(group: Path | None) -> None:
+    """Remove a group whose processes have ended. Raises OSError if one is still there after some seconds."""
     deadline = time.monotonic() + LEAVE_S
     while group and group.is_dir():
         try:

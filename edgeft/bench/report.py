@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from edgeft.bench.chart import Point, learning_curve, scatter
+from edgeft.bench import figures
 from edgeft.bench.claims import claims, key_of, pick
+from edgeft.bench.figures import Rung, models_of
 from edgeft.bench.table import (
     ACCURACY_FIELDS,
     COLUMNS,
     FIELDS,
-    NAMES,
     SPEED_FIELDS,
     cell,
     in_order,
@@ -29,7 +28,6 @@ from edgeft.bench.table import (
 Row = dict[str, Any]
 TEMPLATE = "report.html.j2"
 NUM_WEAK_LABELS = 8
-OURS = ("teacher", "student")
 GROUPS = {"speed and memory": SPEED_FIELDS, "accuracy": ACCURACY_FIELDS}
 
 LIMITS = (
@@ -58,6 +56,8 @@ class RunRecord:
     artifacts: Sequence[dict[str, str]] = ()  # name, kind, digest, path
     test_rows: Mapping[str, list[Row]] = field(default_factory=dict)  # 'name package' -> rows.jsonl
     details: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # 'name package' -> details.json
+    samples: Mapping[str, list[Row]] = field(default_factory=dict)  # 'name package' -> raw timings
+    rungs: Sequence[Rung] = ()  # from the trained adapter to the packages
     token_price: float | None = None  # of a million prompt tokens
 
 
@@ -86,15 +86,16 @@ def render(run: RunRecord) -> str:
         headers=[header for header, *_ in COLUMNS],
         table=[_table_row(row, rows) for row in rows],
         num_test=max((row["n"] or 0 for row in rows), default=0),
-        conditions=flat(next((row["conditions"] for row in rows if row["conditions"]), {})),
-        plots=_plots(rows),
-        models=_models(rows),
-        curves=[_curve(stage, history) for stage, history in run.curves.items()],
-        parity=[row for row in rows if row["kl_mean"] is not None],
-        package_label=package_label,
+        conditions=_conditions(rows),
+        plots=figures.fronts(rows),
+        models=models_of(rows),
+        latency=figures.latencies(rows, run.samples),
+        curves=[figures.curve(stage, history) for stage, history in run.curves.items()],
+        ladder=figures.ladder(run.rungs, rows),
         weak=_weak_labels(run.test_rows.get(key_of(picked), [])) if picked else [],
         weak_package=key_of(picked) if picked else "",
-        under=_under(run.details.get(key_of(picked), {})) if picked else {},
+        under=_under(run.details.get(key_of(picked), {}), picked["joint_exact_match"]) if picked else {},
+        worst=_worst_slices(rows, run.details),
         doubtful=[(key_of(row), "; ".join(marks_of(row))) for row in rows if marks_of(row)],
         saved=_saved(picked, run.token_price) if picked else "",
         merge=flat(run.merge),
@@ -129,50 +130,8 @@ def _table_row(row: Row, rows: Sequence[Row]) -> dict[str, Any]:
         }
         for _, name, scale, decimals in COLUMNS
     ]
-    colour = _models(rows).index(row["name"])
+    colour = models_of(rows).index(row["name"])
     return {"name": row["name"], "package": package_label(row), "cells": cells, "colour": colour}
-
-
-def _models(rows: Sequence[Row]) -> list[str]:
-    """Names in the order of their colours: a name has the same colour in every report."""
-    return [*NAMES, *dict.fromkeys(str(row["name"]) for row in rows if row["name"] not in NAMES)]
-
-
-def _plots(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Joint exact match against size and against speed."""
-    plots = []
-    for name, scale, title, small_x in (
-        ("bytes", 1e-6, "package size, MB (log scale; smaller is better)", True),
-        ("decode_tps", 1, "decode, tokens/s (faster is better)", False),
-    ):
-        points = [_point(row, row[name] * scale, rows) for row in rows if row[name] and row["joint_exact_match"]]
-        if points:
-            svg = scatter(points, title, "joint exact match, %", small_x, log_x=small_x)
-            plots.append({"svg": Markup(svg), "by": "size" if small_x else "speed"})
-    return plots
-
-
-def _point(row: Row, x: float, rows: Sequence[Row]) -> Point:
-    value, low, high = (100 * v for v in row["joint_exact_match"])
-    title = (
-        f"{key_of(row)}: {value:.1f}% ({low:.1f}-{high:.1f}), {cell(row, 'bytes', 1e-6)} MB, "
-        f"{cell(row, 'decode_tps')} tokens/s"
-    )
-    label = row["quant"] if row["name"] in OURS else row["name"]
-    return Point(x, value, low, high, label, title, _models(rows).index(row["name"]), row["format"] == "onnx")
-
-
-def _curve(stage: str, history: Mapping[str, Any]) -> dict[str, Any]:
-    window = max(1, len(history["steps"]) // 30)
-    svg = learning_curve(history["steps"], history["evals"], history["best_step"], window)
-    return {
-        "stage": stage,
-        "svg": Markup(svg),
-        "window": window,
-        "stopped_early": bool(history.get("stopped_early")),
-        "steps": history["steps"][-1]["step"] if history["steps"] else 0,
-        "best_step": history["best_step"],
-    }
 
 
 def _weak_labels(test_rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -194,7 +153,25 @@ def _weak_labels(test_rows: Sequence[Row]) -> list[dict[str, Any]]:
     return sorted(missed, key=lambda e: (e["joint"] / e["n"], -e["n"], e["label"]))[:NUM_WEAK_LABELS]
 
 
-def _under(details: Mapping[str, Any]) -> dict[str, Any]:
+def _worst_slices(rows: Sequence[Row], details: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per package the slice with the lowest share of right rows, where there is one."""
+    found = [(key_of(row), details.get(key_of(row), {}).get("worst_slice")) for row in rows]
+    return [{**worst, "package": key, "share": percent(worst["share"])} for key, worst in found if worst]
+
+
+def _conditions(rows: Sequence[Row]) -> dict[str, Any]:
+    """What held for all packages as (name, text) pairs, and what differed as a table with a line per package."""
+    measured = [(key_of(row), dict(flat(row["conditions"]))) for row in rows if row["conditions"]]
+    names = list(dict.fromkeys(name for _, texts in measured for name in texts))
+    differing = [name for name in names if len({texts.get(name, "") for _, texts in measured}) > 1]
+    return {
+        "same": [(name, measured[0][1][name]) for name in names if name not in differing],
+        "headers": [name.replace("_", " ") for name in differing],
+        "table": [(key, [texts.get(name, "") for name in differing]) for key, texts in measured],
+    }
+
+
+def _under(details: Mapping[str, Any], overall: Sequence[float]) -> dict[str, Any]:
     """What lies under the figures of one package, ready to be shown; empty if it was not measured."""
     if not details:
         return {}
@@ -208,6 +185,7 @@ def _under(details: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "worst": worst and {**worst, "share": percent(worst["share"])},
         "slices": [{**entry, "share": percent(entry["share"])} for entry in details["slices"]],
+        "picture": figures.slices(details["slices"], overall),
         "labels": [{**entry, "recall": percent(entry["recall"])} for entry in details.get("labels", [])],
         "mixed": sorted(mixed, key=lambda entry: (-entry[2], entry[0], entry[1]))[:NUM_WEAK_LABELS],
         "ece": sure and percent(sure["ece"]),

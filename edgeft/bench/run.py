@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from edgeft.bench import machine, roofline
 from edgeft.bench.choices import Question
 from edgeft.bench.conditions import BUSY_SHARE, busy_now
 from edgeft.bench.fewshot import few_shot_prefix
+from edgeft.bench.follow import Follower
 from edgeft.bench.footprint import read_footprint
 from edgeft.bench.host import physical_cores
 from edgeft.bench.like import Confinement
@@ -96,15 +96,25 @@ def bench_package(
         )
         measured = run_worker(spec, folder, report, limit.prefix if limit else ())
     _tell(package, measured["conditions"]["marks"], strict, report)
+    measured["figures"] |= ceiling.shares(measured["figures"])
+    measured["conditions"] = {
+        **{key: getattr(spec, key) for key in ("threads", "prompt_tokens", "decode_tokens")},
+        "few_shot": shots.shown if shots and prefix else 0,
+        **measured["conditions"],
+        "read_gbps": ceiling.read_gbps,
+        "gemm_gflops": ceiling.gemm_gflops,
+    }
+    return as_result(package, facts, measured, rows)
+
+
+def as_result(package: Path, facts: dict[str, Any], measured: dict[str, Any], rows: Rows | None) -> dict[str, Any]:
+    """What `bench_package` returns, from `package_facts` and from what was measured, wherever that was."""
     figures = measured["figures"]
-    figures |= ceiling.shares(figures)
     absent = {**facts["absent"], **measured["absent"], **_saved(figures)}
     if not rows:
         absent |= dict.fromkeys((*ACCURACY_FIELDS, *SAVED_FIELDS), NO_ROWS)
-    conditions = {key: getattr(spec, key) for key in ("threads", "prompt_tokens", "decode_tokens")}
-    conditions |= {key: figures.pop(key) for key in ("repeats", "warm_ups", "spread")}
-    conditions |= {"few_shot": shots.shown if shots and prefix else 0, **measured["conditions"]}
-    conditions |= {"read_gbps": ceiling.read_gbps, "gemm_gflops": ceiling.gemm_gflops}
+    conditions = measured["conditions"]
+    conditions |= {key: figures.pop(key) for key in ("repeats", "warm_ups", "spread") if key in figures}
     if rows:
         conditions["test_rows"] = digest_of(rows)
     values = {**facts["values"], **figures, "package": package.name, "conditions": conditions}
@@ -200,8 +210,9 @@ def run_worker(spec: Spec, folder: Path, report: Reporter, before: Sequence[str]
         subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=stderr, env=environment, encoding="utf-8") as worker,
     ):
         try:
-            assert worker.stdout is not None
-            _follow(worker.stdout, report)
+            with Follower(report) as follower:
+                for line in worker.stdout or ():
+                    follower.line(line)
         except BaseException:
             worker.kill()
             raise
@@ -216,24 +227,6 @@ def run_worker(spec: Spec, folder: Path, report: Reporter, before: Sequence[str]
             "code -9 is most often a lack of memory; otherwise export the package again",
         )
     return result
-
-
-def _follow(lines: Any, report: Reporter) -> None:
-    """Show the worker's progress lines; other lines (a runtime's chatter) are passed over."""
-    with ExitStack() as stack:
-        part, done = None, 0
-        for line in lines:
-            try:
-                step = json.loads(line)
-                what, total, now = step["what"], step["total"], step["done"]
-            except (ValueError, KeyError, TypeError):
-                continue
-            if what != part:
-                stack.close()
-                task = stack.enter_context(report.track(what, total))
-                part, done = what, 0
-            task.advance(now - done)
-            done = now
 
 
 def _write_rows(path: Path, rows: Rows) -> str:

@@ -63,10 +63,10 @@ def measure(
     warm_ups = _warm_up(session, prompt_ids, decode_tokens, clock)
     on_repeat()
     samples: list[dict[str, Any]] = []
-    while len(samples) < effort.repeats or (clock() - start < effort.seconds and _spread(samples) > effort.precision):
+    while len(samples) < effort.repeats or (clock() - start < effort.seconds and spread(samples) > effort.precision):
         samples.append(_repeat(session, prompt_ids, decode_tokens, clock))
         on_repeat()
-    return samples, {**summarise(samples), "warm_ups": warm_ups, "repeats": len(samples), "spread": _spread(samples)}
+    return samples, {**summarise(samples), "warm_ups": warm_ups, "repeats": len(samples), "spread": spread(samples)}
 
 
 def _warm_up(session: Session, prompt_ids: Sequence[int], decode_tokens: int, clock: Callable[[], float]) -> int:
@@ -81,7 +81,7 @@ def _warm_up(session: Session, prompt_ids: Sequence[int], decode_tokens: int, cl
     return MAX_WARM_UPS
 
 
-def _spread(samples: Sequence[dict[str, Any]]) -> float:
+def spread(samples: Sequence[dict[str, Any]]) -> float:
     """Half the 95% interval of the median, relative to it, of the prefill or the decode rate, whichever is wider."""
     spreads = []
     for rates in (_prefill_rates(samples), _decode_rates(samples)):

@@ -65,7 +65,7 @@ def run(spec: Spec) -> dict[str, Any]:
     load_s = time.perf_counter() - start
     before = conditions.look()
     prompt = _prompt(session, rows, spec.prompt_tokens)
-    progress = _Progress("speed", spec.repeats + 1)
+    progress = Progress("speed", spec.repeats + 1)
     effort = speed.Effort(spec.repeats, spec.seconds, spec.precision)
     samples, summary = speed.measure(session, prompt, spec.decode_tokens, effort, on_repeat=progress.advance)
     after = conditions.look()
@@ -106,7 +106,7 @@ def _measure_choices(spec: Spec) -> dict[str, Any]:
     rows = [row for question in questions for row in choices.tokenise(tokenizing, question)]
     tokenizing.close()
     session = _open(spec, max(len(ids) for ids, _ in rows))
-    found = choices.evaluate(session, questions, rows, _Progress("choices", len(rows)).advance)
+    found = choices.evaluate(session, questions, rows, Progress("choices", len(rows)).advance)
     session.close()
     return found
 
@@ -182,7 +182,7 @@ def _measure_accuracy(result: dict[str, Any], rows: list[dict[str, Any]], spec: 
     shown = accuracy.prepare(tokenizing, rows, task, spec.replaced) if spec.replaced else []
     tokenizing.close()
     session = _open(spec, accuracy.context_needed(cases, spec.max_new_tokens))
-    progress = _Progress("answers", len(cases))
+    progress = Progress("answers", len(cases))
     start = time.perf_counter()
     found = accuracy.evaluate(session, cases, task, spec.max_new_tokens, progress.advance)
     result["host"]["accuracy_s"] = time.perf_counter() - start
@@ -201,7 +201,7 @@ def _hold(session: Session, cases: list[Any], free: list[dict[str, Any]], task: 
 
     if not isinstance(session, grammar.HoldsToGrammar):
         return {"absent": f"{session.runtime} cannot hold answers to a grammar"}
-    progress = _Progress("answers held to the grammar", min(grammar.ROWS, len(cases)))
+    progress = Progress("answers held to the grammar", min(grammar.ROWS, len(cases)))
     return grammar.evaluate(
         session, session, cases, free, task, str(spec.grammar), spec.max_new_tokens, progress.advance
     )
@@ -217,7 +217,7 @@ def _import_runtime(package: Path) -> float:
     return time.perf_counter() - start
 
 
-class _Progress:
+class Progress:
     """Tells the parent process how far one part is."""
 
     def __init__(self, what: str, total: int) -> None:

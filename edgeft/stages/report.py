@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeft.artifact import LOG_DIR, Artifact
 from edgeft.bench.claims import as_text, claims, key_of
+from edgeft.bench.figures import Rung
 from edgeft.bench.report import RunRecord, joint_hits, render
 from edgeft.bench.table import in_order, name_of_input
 from edgeft.plan import ReportNode
@@ -16,19 +17,21 @@ from edgeft.progress import Reporter
 from edgeft.text.encode import read_rows
 
 CURVES = ("train", "distill")  # and distill-1, distill-2, ... of a student cut in steps
-BENCH = "bench-"
+BENCH, PACKAGE = "bench-", "package-"
 DETAILS = "details.json"
+SAMPLES = f"{LOG_DIR}/samples.jsonl"
 HOST = f"{LOG_DIR}/host.json"
 
 
 def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Inputs: train, distill (if there is a student), merge, dataset, transfer (if there is one), bench-*.
+    """Inputs: train, distill (if there is a student), merge, dataset, transfer (if there is one), probe-student (if
+    there is a student), bench-*, package-*.
 
     Writes report.html and table.json.
     """
     benches = {name: artifact for name, artifact in inputs.items() if name.startswith(BENCH)}
     rows = []
-    test_rows, details = {}, {}
+    test_rows, details, samples = {}, {}, {}
     for name, artifact in benches.items():
         row = artifact.read_json("result.json")
         row["name"] = name_of_input(name, row)
@@ -36,6 +39,8 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
         test_rows[key_of(row)] = read_rows(artifact.file("rows.jsonl"))
         if DETAILS in artifact.manifest.files:  # the linear classifier has none
             details[key_of(row)] = artifact.read_json(DETAILS)
+        if SAMPLES in artifact.manifest.files:
+            samples[key_of(row)] = read_rows(artifact.file(SAMPLES))
     rows = in_order(rows)
     page = render(
         RunRecord(
@@ -49,6 +54,8 @@ def run(cfg: ReportNode, inputs: dict[str, Artifact], out: Path, report: Reporte
             artifacts=_artifacts(inputs, rows, benches),
             test_rows=test_rows,
             details=details,
+            samples=samples,
+            rungs=_rungs(inputs),
             token_price=cfg.token_price,
         )
     )
@@ -63,6 +70,22 @@ def _rows_found(inputs: Mapping[str, Artifact]) -> dict[str, Any]:
     if "transfer" in inputs:
         found["splits"] |= inputs["transfer"].read_json("data_report.json")["splits"]
     return found
+
+
+def _rungs(inputs: Mapping[str, Artifact]) -> list[Rung]:
+    """The ladder from the adapter as trained to the packages; steps that were not compared are left out."""
+    found = []
+    trained = inputs["merge"].metrics.get("from_trained")
+    if trained:
+        parity = {**trained["validation"], "general": trained["general"]}
+        found.append(Rung("teacher, merged", "the base with its adapter, as trained", parity))
+    packages = [(name.removeprefix(PACKAGE), a.metrics) for name, a in inputs.items() if name.startswith(PACKAGE)]
+    rungs = [(name.partition("-")[0], Rung(name.replace("-", " "), "its torch model", m)) for name, m in packages]
+    found += [rung for model, rung in rungs if model == "teacher"]
+    descent = inputs["probe-student"].metrics.get("from_parent") if "probe-student" in inputs else None
+    if descent:
+        found.append(Rung("student, healed", "the teacher", descent))
+    return found + [rung for model, rung in rungs if model != "teacher"]
 
 
 def _general(inputs: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:
@@ -98,5 +121,7 @@ def _artifacts(
         if row["package"] and row["digest"]
     ]
     for name, artifact in inputs.items():
+        if name.startswith(PACKAGE):
+            continue  # they stand there already
         found.append({"name": name, "kind": artifact.kind, "digest": artifact.digest, "path": str(artifact.path)})
     return found

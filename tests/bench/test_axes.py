@@ -18,6 +18,7 @@ def test_linear_ticks_are_round_inside_the_range_and_neither_few_nor_many(low: f
 def test_log_ticks_are_ones_twos_and_fives() -> None:
     assert log_ticks(60, 600) == [100, 200, 500]
     assert log_ticks(1e-6, 1) == [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1]
+    assert log_ticks(140, 950) == [200, 300, 500, 700]
     assert len(log_ticks(110, 190)) >= 3
 
 

@@ -75,7 +75,7 @@ def test_a_group_of_version_2_gets_its_limit_and_no_swap(tmp_path: Path, monkeyp
     (tmp_path / "self").write_text("0::/user\n")
     monkeypatch.setattr(like, "CGROUPS", tmp_path)
     monkeypatch.setattr(like, "OWN", tmp_path / "self")
-    monkeypatch.setattr(like, "_remove", lambda _: None)
+    monkeypatch.setattr(like, "remove_group", lambda _: None)
     with like.confined(96 * MB) as found:
         assert found.group is not None and found.group.parent == own
         assert (found.group / "memory.max").read_text() == str(96 * MB)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from edgeft.bench.report import RunRecord, flat, joint_hits, render
-from edgeft.bench.stats import wilson
 from edgeft.bench.table import FIELDS, SPEED_FIELDS, make_row
+from tests.bench.report_record import full_record, history, hit_rows, package, record, svm
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -45,54 +45,9 @@ class Page(HTMLParser):
         return text in re.sub(r"\s+", " ", "".join(self.text))
 
 
-def package(name: str, fmt: str, quant: str, hits: int, megabytes: float, tps: float) -> dict[str, Any]:
-    values = {
-        "name": name, "format": fmt, "quant": quant, "bytes": int(megabytes * 1e6), "decode_tps": tps, "n": 100,
-        "n_json": 100, "joint_exact_match": wilson(hits, 100), "kl_mean": 0.0123, "top1": 0.97,
-        "conditions": {"threads": 2, "few_shot": 0}, "package": "export-1", "digest": "ab" * 32,
-    }  # fmt: skip
-    return make_row(values, dict.fromkeys(FIELDS, "left out in this test"))
-
-
-def svm() -> dict[str, Any]:
-    values = {"name": "svm", "n": 100, "n_json": 100, "intent_accuracy": wilson(80, 100)}
-    return make_row(values, dict.fromkeys(FIELDS, "a classifier is no package"))
-
-
-def history() -> dict[str, Any]:
-    steps = [{"step": i, "loss": 3 / i, "lr": 0.1} for i in range(1, 41)]
-    return {"steps": steps, "evals": [{"step": 20, "loss": 0.2}, {"step": 40, "loss": 0.1}], "best_step": 40}
-
-
-def hit_rows(hits: int) -> list[dict[str, Any]]:
-    return [
-        {"joint_correct": i < hits, "intent_correct": i < hits + 5, "slices": {"label": f"label-{i // 10}"}}
-        for i in range(100)
-    ]
-
-
-def record(**more: Any) -> RunRecord:
-    values: dict[str, Any] = {
-        "name": "demo",
-        "rows": [
-            package("student", "gguf", "q8_0", 88, 87, 260),
-            package("teacher", "gguf", "q8_0", 93, 145, 150),
-            package("student", "onnx", "int4", 70, 60, 400),
-            svm(),
-        ],
-        "curves": {"train": history(), "distill": history()},
-        "merge": {"tensors_folded": 210, "into": "dequantized"},
-        "dataset": {"splits": {"train": {"kept": 2981}}, "warnings": {"w": "3 rows differ"}},
-        "host": {"cpu": "Test CPU", "threads": 2, "ram_bytes": 16e9, "absent": {"governor": "no cpufreq"}},
-        "artifacts": [{"name": "train", "kind": "adapter", "digest": "cd" * 32, "path": "runs/train-1"}],
-        "test_rows": {"student gguf q8_0": hit_rows(88), "teacher gguf q8_0": hit_rows(93)},
-    }
-    return RunRecord(**{**values, **more})
-
-
 def test_the_page_is_well_formed_and_holds_every_part() -> None:
     page = Page(render(record()))
-    parts = ("All packages", "Accuracy against size and speed", "Learning curves", "Parity", "Merge", "Data", "Host")
+    parts = ("All packages", "Accuracy against size, speed and memory", "Learning curves", "Merge", "Data", "Host")
     for part in (*parts, "What was not measured", "Artifacts", "Where it still errs"):
         assert page.says(part), part
     assert sum(tag == "figure" for tag, _ in page.tags) == 4
@@ -100,11 +55,23 @@ def test_the_page_is_well_formed_and_holds_every_part() -> None:
         assert page.says(text), text
 
 
+def test_latency_ladder_slices_and_conditions_are_shown_where_they_were_measured() -> None:
+    page = Page(render(full_record()))
+    assert sum(tag == "figure" for tag, _ in page.tags) == 9
+    for text in ("All 320 timed decoding steps", "source = phone", "75% of 40", "15 of 16", "others_share", "1e-06"):
+        assert page.says(text), text
+    linked = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
+    assert linked == {
+        f"#{attributes['id']}" for tag, attributes in page.tags if tag == "section" and "id" in attributes
+    }
+
+
 def test_the_page_needs_no_network() -> None:
     html = render(record())
     page = Page(html)
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
-    assert not any(name in ("src", "href", "srcset") for _, attributes in page.tags for name in attributes)
+    assert not any(name in ("src", "srcset") for _, attributes in page.tags for name in attributes)
+    assert all((attributes.get("href") or "#").startswith("#") for _, attributes in page.tags)  # within the page alone
     assert "url(" not in html and "@import" not in html
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgeft.bench import run, worker
+from edgeft.bench.follow import Follower
 from edgeft.bench.table import FIELDS
 from edgeft.errors import ArtifactError, EdgeftError
 from edgeft.progress import Reporter
@@ -131,7 +132,9 @@ def test_a_folder_that_is_no_package_is_refused_before_any_process_starts(tmp_pa
 
 def test_a_runtimes_chatter_on_stdout_is_passed_over() -> None:
     recorder = Recorder()
-    run._follow(["loading...\n", '{"what": "speed", "total": 2, "done": 1}\n', "7\n", "[1]\n"], recorder)
+    with Follower(recorder) as follower:
+        for line in ("loading...\n", '{"what": "speed", "total": 2, "done": 1}\n', "7\n", "[1]\n"):
+            follower.line(line)
     assert recorder.parts == [("speed", 2)]
 
 

@@ -1,0 +1,188 @@
+"""A phone over adb: the native runner in a private folder below /data/local/tmp, where programs may run.
+
+Commands are argument lists here; on the phone adb hands them to its shell, every argument quoted.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from edgeft.artifact import file_sha256
+from edgeft.bench.devices.adb import READY, chosen, find_adb, is_address, phones_in, run_adb
+from edgeft.bench.devices.android_facts import ANDROID_PROBE, android_facts, energy
+from edgeft.bench.devices.child import Children, ignore
+from edgeft.bench.devices.device import DeviceError, DeviceLost, OnLine
+from edgeft.bench.devices.job import Job
+from edgeft.bench.devices.linux import sections_of
+from edgeft.bench.devices.native import find_runner
+from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runner, run_job
+
+ROOM = "/data/local/tmp"
+ARGV = (f"./{RUNNER_NAME}", MODEL_NAME)
+PID = "pid"  # file with the number of the process that was started last
+CUT = 255  # adb's exit code if the connection ends before the command
+SPARE_BYTES = 32 << 20  # that must stay free beside what is sent: logits, results
+# Ends the process that was started last, if it is still ours.
+KILL = (
+    f'p=$(cat {PID} 2>/dev/null) && grep -q {RUNNER_NAME} "/proc/$p/cmdline" 2>/dev/null && kill -9 "$p" 2>/dev/null; '
+    "true"
+)
+
+
+def open_android(address: str) -> AndroidDevice:
+    """The phone with the serial (or HOST:PORT) `address`, or the only one for ''; the runner is on it and works.
+
+    Raises DeviceError if it is not there, not allowed, or cannot run it.
+    """
+    adb = find_adb()
+    phones = phones_in(run_adb(adb, ["devices"]).stdout)
+    connected = is_address(address) and phones.get(address) != READY
+    if connected:
+        said = run_adb(adb, ["connect", address]).stdout.strip()
+        phones = phones_in(run_adb(adb, ["devices"]).stdout)
+        if address not in phones:
+            raise DeviceError(f"adb cannot reach {address}: {said}", "look at the address in Wireless debugging")
+    device = AndroidDevice(adb, chosen(phones, address), connected)
+    try:
+        device.prepare()
+    except BaseException:
+        device.clean_up()
+        raise
+    return device
+
+
+class AndroidDevice:
+    """`Device` and `Shell` of one phone."""
+
+    kind = "android"
+    emulated = False
+    formats = frozenset({"gguf"})
+
+    def __init__(self, adb: str, serial: str, connected: bool = False) -> None:
+        self.name = self.place = f"android:{serial}"
+        self.folder = f"{ROOM}/edgeft-{secrets.token_hex(6)}"
+        self._adb, self._serial, self._connected = adb, serial, connected
+        self._children = Children(self.name)
+        self._there = False  # whether the folder may be there
+
+    def prepare(self) -> None:
+        """Make the folder, choose the runner that fits the processor, and try it."""
+        if "shell_v2" not in run_adb(self._adb, ["-s", self._serial, "features"]).stdout.split():
+            raise DeviceError(f"{self.name}: the phone tells no exit codes", "Android 7 or newer is needed")
+        self._there = True
+        made = self._shell(shlex.join(["mkdir", "-m", "700", self.folder]))
+        if made.code != 0:
+            raise DeviceError(f"{self.name}: cannot make {self.folder}: {made.stderr.strip()}", _hint(made.stderr))
+        facts = self.probe()
+        runner = find_runner(facts["machine"] or "an unknown machine", "android", facts["cpu_features"] or ())
+        self.push({RUNNER_NAME: runner})
+        check_runner(self, ARGV[:1])
+
+    def probe(self) -> dict[str, Any]:
+        lines: list[str] = []
+        self._checked(self.call(["sh", "-c", ANDROID_PROBE], lines.append))
+        return android_facts(sections_of(lines))
+
+    def call(self, argv: Sequence[str], on_line: OnLine) -> Exit:
+        return self._shell(f"cd {shlex.quote(self.folder)} && echo $$ > {PID} && exec {shlex.join(argv)}", on_line)
+
+    def push(self, files: Mapping[str, Path]) -> None:
+        there = self._digests(list(files))
+        missing = {name: path for name, path in files.items() if there.get(name) != file_sha256(path)}
+        self._make_sure_of_room(sum(path.stat().st_size for path in missing.values()))
+        for name, path in missing.items():
+            self._checked(self._run(["push", str(path), f"{self.folder}/{name}"]))
+            if os.access(path, os.X_OK):
+                self._checked(self.call(["chmod", "700", name], ignore))
+
+    def pull(self, names: Sequence[str], folder: Path) -> None:
+        for name in names:
+            if self.call(["test", "-f", name], ignore).code == 0:
+                self._checked(self._run(["pull", f"{self.folder}/{name}", str(folder / name)]))
+
+    def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
+        """As `Device.run`; a timed job also has "energy": see `android_facts.energy`."""
+        charging = (self.probe()["battery"] or {}).get("charging") if job.speed else None
+        out = run_job(self, ARGV, job, scratch, on_line)
+        if job.speed:
+            out["energy"] = energy(out.get("trace", ()), out["samples"], charging)
+        return out
+
+    def stop(self) -> None:
+        self._children.stop()
+        if self._there:
+            run_adb(self._adb, ["-s", self._serial, "shell", f"cd {shlex.quote(self.folder)} && {{ {KILL}; }}"])
+
+    def clean_up(self) -> None:
+        if not self._there:
+            return
+        self._children.go_on()
+        folder = shlex.quote(self.folder)
+        command = f"cd {folder} 2>/dev/null && {{ {KILL}; }}; cd /; rm -rf {folder}; test ! -e {folder}"
+        try:
+            gone = self._shell(command).code == 0
+        except DeviceLost:
+            gone = False
+        if self._connected:
+            run_adb(self._adb, ["disconnect", self._serial])
+        if not gone:
+            raise DeviceError(
+                f"{self.name}: {self.folder} may still be on the phone",
+                f"when it is back: adb -s {self._serial} shell rm -rf {self.folder}",
+            )
+        self._there = False
+
+    def _digests(self, names: Sequence[str]) -> dict[str, str]:
+        """sha256 of those files that are there."""
+        lines: list[str] = []
+        self.call(["sha256sum", *names], lines.append)
+        pairs = (line.split(maxsplit=1) for line in lines if len(line.split(maxsplit=1)) == 2)
+        return {name: digest for digest, name in pairs}
+
+    def _make_sure_of_room(self, needed: int) -> None:
+        lines: list[str] = []
+        self.call(["df", "-Pk", "."], lines.append)
+        fields = lines[-1].split() if lines else []
+        free = int(fields[3]) * 1024 if len(fields) > 4 and fields[3].isdigit() else None
+        if needed and free is not None and free < needed + SPARE_BYTES:
+            raise DeviceError(
+                f"{self.name}: {needed / 1e6:.0f} MB are to be sent and only {free / 1e6:.0f} MB are free",
+                f"free {(needed + SPARE_BYTES - free) / 1e6:.0f} MB on the phone, or take a smaller type",
+            )
+
+    def _shell(self, command: str, on_line: OnLine = ignore) -> Exit:
+        """One command line in the phone's shell. Raises DeviceLost if the phone is gone afterwards."""
+        return self._run(["shell", command], on_line)
+
+    def _run(self, arguments: Sequence[str], on_line: OnLine = ignore) -> Exit:
+        ended = self._children.run([self._adb, "-s", self._serial, *arguments], on_line)
+        if ended.code != 0:
+            state = run_adb(self._adb, ["-s", self._serial, "get-state"])
+            if state.stdout.strip() != READY or (ended.code == CUT and not ended.stderr.strip()):
+                said = (state.stderr.strip() or ended.stderr.strip()).splitlines()
+                raise DeviceLost(
+                    f"{self.name}: the connection broke" + (f": {said[-1]}" if said else ""),
+                    "plug the phone in again and run the same command: it goes on where it stopped",
+                )
+        return ended
+
+    def _checked(self, ended: Exit) -> None:
+        if ended.code != 0:
+            raise DeviceError(f"{self.name}: {ended.stderr.strip() or f'code {ended.code}'}", _hint(ended.stderr))
+
+
+def _hint(stderr: str) -> str:
+    """What to do about an error of the phone's file system."""
+    text = stderr.lower()
+    if "no space" in text or "enospc" in text:
+        return "the phone is full: free space on it, or take a smaller type"
+    if "key not available" in text or "enokey" in text:
+        return "unlock the phone once after it has started: its storage is still encrypted"
+    if "read-only" in text or "permission denied" in text:
+        return "the phone lets no programs into this folder: a work profile or its maker may forbid it"
+    return "look at the phone: adb shell"

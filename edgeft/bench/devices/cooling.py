@@ -1,0 +1,56 @@
+"""Waiting until a device is cool enough to be measured, and what its heat says about the timings afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edgeft.progress import Reporter
+
+Facts = dict[str, Any]
+
+LONGEST_S, EVERY_S = 180.0, 10.0
+BATTERY_C = 38.0  # phones begin to slow down from about 40
+ZONE_C = 65.0  # a Raspberry Pi slows down from 80, and timing adds some 10 to 15
+SEVERITY = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")  # Android's thermal status
+
+
+def too_hot(facts: Facts) -> str | None:
+    """What is too hot, in words; None if nothing is, or nothing tells."""
+    status = (facts.get("thermal") or {}).get("status") or 0
+    if status > 0:
+        return f"thermal status {SEVERITY[min(status, len(SEVERITY) - 1)]}"
+    battery, zone = (facts.get("battery") or {}).get("temperature_c"), facts.get("temperature_c")
+    if battery is not None and battery >= BATTERY_C:
+        return f"battery at {battery:.0f} C"
+    if battery is None and zone is not None and zone >= ZONE_C:
+        return f"hottest zone at {zone:.0f} C"
+    return None
+
+
+def cooled(
+    probe: Callable[[], Facts],
+    report: Reporter,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Facts:
+    """The device's facts as soon as it is cool, or after three minutes."""
+    facts, start = probe(), clock()
+    if what := too_hot(facts):
+        report.note(f"waiting for it to cool down: {what}")
+    while too_hot(facts) and clock() - start < LONGEST_S:
+        sleep(EVERY_S)
+        facts = probe()
+    return facts
+
+
+def heat_marks(before: Facts, after: Facts) -> list[str]:
+    """What makes timings doubtful: it was hot, or it says that it slowed itself down."""
+    marks = [f"hot: {what} before the measurement"] if (what := too_hot(before)) else []
+    thermal = after.get("thermal") or {}
+    status = thermal.get("status") or 0
+    if thermal.get("throttled") or status > 1:
+        named = f"thermal status {SEVERITY[min(status, len(SEVERITY) - 1)]}" if status else "it says so"
+        marks.append(f"throttling: {named} after the measurement")
+    return marks

@@ -1,0 +1,112 @@
+"""Several targets at once: those on different machines together, those on one machine in turns."""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+from edgeft.bench.devices.device import HERE, Device, DeviceError
+from edgeft.bench.devices.measure import Choice, bench_on
+from edgeft.bench.devices.work import Work
+from edgeft.bench.table import FIELDS, make_row, marks_of
+from edgeft.errors import EdgeftError
+from edgeft.progress import Reporter
+
+Row = dict[str, Any]
+
+
+class Plain:
+    """A stream that is no terminal: several bars cannot share one."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+class Fleet:
+    """What runs where. This machine's work for a target counts as a use of this machine."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._lock = threading.Lock()
+        self._open: list[Device] = []
+        self._stopped = False
+
+    def place(self, name: str) -> threading.RLock:
+        with self._lock:
+            return self._places[name]
+
+    @contextmanager
+    def holding(self, device: Device) -> Iterator[None]:
+        """One device at a time on a machine."""
+        with self.place(device.place), self._known(device):
+            yield
+
+    @contextmanager
+    def _known(self, device: Device) -> Iterator[None]:
+        with self._lock:
+            if self._stopped:
+                raise EdgeftError(f"{device.name}: stopped")
+            self._open.append(device)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.remove(device)
+
+    def stop(self) -> None:
+        """End what runs on all devices; none begins any more."""
+        with self._lock:
+            self._stopped = True
+            running = list(self._open)
+        for device in running:
+            device.stop()
+
+
+def bench_fleet(targets: Sequence[str], work: Work, choice: Choice, stream: TextIO | None) -> list[Row]:
+    """One row for each target in the given order, of the same schema; a target that failed has "error" and no figures.
+
+    An interrupt ends all of them, and each leaves nothing behind.
+    """
+    fleet = Fleet()
+
+    def measured(target: str) -> Row:
+        plain: Any = Plain(stream) if stream and len(targets) > 1 else stream
+        report = Reporter(target, stream=plain)
+        try:
+            found = bench_on(target, work, choice, report, fleet.place(HERE), fleet.holding)
+        except EdgeftError as error:
+            report.note(f"failed: {error}")
+            return failed(target, work, error)
+        if choice.strict and (marks := marks_of(found["row"])):
+            return failed(target, work, DeviceError(f"the timings are doubtful: {'; '.join(marks)}"))
+        return {**found["row"], "target": target, "error": None, "device": found["host"]}
+
+    with ThreadPoolExecutor(max_workers=len(targets)) as pool:
+        futures = [pool.submit(measured, target) for target in targets]
+        try:
+            wait(futures)
+        except BaseException:
+            fleet.stop()
+            raise
+        return [future.result() for future in futures]
+
+
+def failed(target: str, work: Work, error: EdgeftError) -> Row:
+    """A row without figures, that says why."""
+    reason = f"the target failed: {error.message}"
+    absent = {**dict.fromkeys(FIELDS, reason), **work.facts["absent"]}
+    row = make_row({**work.facts["values"], "package": work.package.name}, absent)
+    return {**row, "target": target, "error": str(error), "device": None}

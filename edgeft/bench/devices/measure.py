@@ -1,0 +1,234 @@
+"""Measuring a package on one target: the same row as on this machine, from jobs that ran there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft.bench import accuracy, conditions, speed
+from edgeft.bench.devices.cooling import cooled, heat_marks
+from edgeft.bench.devices.device import Device, DeviceError, DeviceLost, opened
+from edgeft.bench.devices.job import Job
+from edgeft.bench.devices.work import PART_ROWS, Work
+from edgeft.bench.follow import Follower
+from edgeft.bench.footprint import read_footprint
+from edgeft.bench.host import physical_cores
+from edgeft.bench.run import as_result
+from edgeft.bench.session import open_session
+from edgeft.bench.table import SPEED_FIELDS
+from edgeft.bench.told import Told
+from edgeft.progress import Reporter
+
+CPUS = re.compile(r"\d+(-\d+)?")
+RETRIES, RETRY_S = 2, 5.0  # after a lost connection
+EMULATED = "emulated: its timings say nothing about a device"
+ABSENT = {
+    "cold_load_s": "the page cache of a target is not emptied",
+    "cold_ttft_s": "the page cache of a target is not emptied",
+    "bandwidth_share": "the target's memory bandwidth is not measured",
+    "gemm_share": "the target's arithmetic rate is not measured",
+}
+Context = AbstractContextManager[object]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How targets are used: the folder for parts that were answered, cores to stay on ('4-7', 'big' or None), and
+    whether doubtful timings are refused."""
+
+    runs: Path
+    cpus: str | None = None
+    strict: bool = False
+
+
+def bench_on(
+    target: str,
+    work: Work,
+    choice: Choice,
+    report: Reporter,
+    quiet: Context | None = None,
+    on_open: Callable[[Device], Context] = lambda device: nullcontext(),
+) -> dict[str, Any]:
+    """What `bench_package` returns, measured on `target`. `quiet` is held while this machine works for it; `on_open`
+    gives what is held as long as the device is open.
+
+    A lost connection is made again twice; rows that were answered are kept in `choice.runs` until all are.
+    Raises DeviceError if it cannot be done.
+    """
+    for left in range(RETRIES, -1, -1):
+        try:
+            with opened(target) as device, on_open(device), tempfile.TemporaryDirectory(prefix="edgeft-job-") as near:
+                return _Bench(device, work, choice, report, quiet or nullcontext(), Path(near)).measure()
+        except DeviceLost as error:
+            if not left:
+                raise
+            report.note(f"{error.message}; connecting again")
+            time.sleep(RETRY_S)
+    raise AssertionError
+
+
+@dataclass
+class _Bench:
+    """One target, connected."""
+
+    device: Device
+    work: Work
+    choice: Choice
+    report: Reporter
+    quiet: Context
+    near: Path
+
+    def measure(self) -> dict[str, Any]:
+        work, device = self.work, self.device
+        if work.format not in device.formats:
+            raise DeviceError(
+                f"{device.name} runs {' and '.join(sorted(device.formats))} packages; {work.package} is {work.format}",
+                "name a package of that format",
+            )
+        with self.quiet:
+            device.push(work.files)
+        facts = device.probe() if device.emulated else cooled(device.probe, self.report)
+        cpus = chosen_cpus(self.choice.cpus, facts)
+        threads = work.settings.threads or (len(cpus) if cpus else default_threads(facts))
+        result: dict[str, Any] = {"figures": {}, "samples": [], "rows": [], "details": {}, "choices": None}
+        result["absent"] = dict(ABSENT)
+        result["host"] = {**facts, "threads": threads, "cpus": cpus}
+        result["conditions"] = {"target": device.name, "emulated": device.emulated, "threads": threads, "cpus": cpus}
+        result["conditions"]["few_shot"] = 0
+        if device.emulated:
+            self._count(result, work.speed_job(threads, cpus))
+        else:
+            self._time(result, work.speed_job(threads, cpus), facts)
+        result["figures"]["read_bytes_per_token"] = read_footprint(work.package).decode_bytes
+        if work.cases:
+            self._score(result, work.part_jobs(threads, cpus))
+        return as_result(work.package, work.facts, result, work.rows)
+
+    def _count(self, result: dict[str, Any], job: Job) -> None:
+        """What an emulated device tells in place of times."""
+        out = self._run(job)
+        result["figures"]["runtime"] = out["runtime"]
+        result["absent"] |= dict.fromkeys(SPEED_FIELDS, EMULATED)
+        result["conditions"] |= {"marks": [], "instructions": out.get("instructions")}
+        result["host"]["build"] = out["build"]
+
+    def _time(self, result: dict[str, Any], job: Job, before: dict[str, Any]) -> None:
+        out = self._run(job)
+        after = self.device.probe()
+        samples = out["samples"]
+        assert job.speed is not None
+        result["samples"] = samples
+        result["figures"] = {
+            "runtime": out["runtime"], "load_s": out["load_s"], **speed.summarise(samples),
+            "warm_ups": out["warm_ups"], "repeats": len(samples), "spread": speed.spread(samples),
+            "peak_rss_bytes": out["peak_rss_bytes"],
+        }  # fmt: skip
+        if out["peak_rss_bytes"] is None:
+            result["absent"]["peak_rss_bytes"] = out["peak_rss"]
+        cores = before["cores_physical"] or before["cores_logical"] or 1
+        found = conditions.describe(moment_of(out["before"]), moment_of(out["after"]), samples, cores)
+        found["marks"] += heat_marks(before, after)
+        result["conditions"] |= {"prompt_tokens": len(job.speed.prompt), "decode_tokens": job.speed.decode_tokens}
+        result["conditions"] |= {
+            **found,
+            **{key: [before[key], after[key]] for key in ("thermal", "battery", "screen")},
+        }
+        result["conditions"]["energy"] = out.get("energy")
+        result["host"] |= {"after": after, "trace": out.get("trace")}
+        result["host"] |= {"build": out["build"], "peak_rss": out["peak_rss"],
+                           "context_tokens": job.context}  # fmt: skip
+        for mark in found["marks"]:
+            self.report.note(f"doubtful timings: {mark}")
+
+    def _score(self, result: dict[str, Any], jobs: Sequence[Job]) -> None:
+        folder = self.choice.runs / f"target-{self.work.key(self.device.name, jobs)}.partial"
+        folder.mkdir(parents=True, exist_ok=True)
+        start = time.perf_counter()
+        parts = [self._part(folder / f"part-{number:04}.json", number, job) for number, job in enumerate(jobs)]
+        result["host"]["accuracy_s"] = time.perf_counter() - start
+        ids = [answer for part in parts for answer in part["answers"]]
+        told = [told_of(one) for part in parts for one in part["references"]]
+        with self.quiet:
+            session = open_session(self.work.package, physical_cores())
+            found = accuracy.assess(session, self.work.cases, self.work.task, ids, told)
+            session.close()
+        result["figures"] |= found.figures
+        result["absent"] |= found.absent
+        result["rows"], result["details"] = found.rows, found.details
+        shutil.rmtree(folder)
+
+    def _part(self, path: Path, number: int, job: Job) -> dict[str, Any]:
+        """One part's answers: those that are kept, or new ones, then kept."""
+        if path.is_file():
+            self.report.note(
+                f"rows {number * PART_ROWS + 1} to {number * PART_ROWS + len(job.rows)} are answered already"
+            )
+        else:
+            out = self._run(job, number * PART_ROWS, len(self.work.cases))
+            kept = {key: out[key] for key in ("answers", "references")}
+            partial = path.with_name(path.name + ".partial")
+            partial.write_text(json.dumps(kept), "utf-8")
+            os.replace(partial, path)
+        part: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return part
+
+    def _run(self, job: Job, begun: int = 0, total: int | None = None) -> dict[str, Any]:
+        with Follower(self.report, begun, total) as follower:
+            return self.device.run(job, self.near, follower.line)
+
+
+def moment_of(raw: dict[str, Any]) -> conditions.Moment:
+    """What a runner wrote of the machine's state; what it cannot read is None."""
+    known: dict[str, Any] = {field.name: raw.get(field.name) for field in fields(conditions.Moment)}
+    return conditions.Moment(**known)
+
+
+def told_of(raw: dict[str, Any]) -> Told:
+    """What a runner wrote of one row's reference."""
+    return Told(
+        np.array(raw["next_logprob"], np.float64),
+        np.array(raw["argmax"], np.int64),
+        np.array(raw["top_logprob"], np.float64),
+    )
+
+
+def big_cores(facts: dict[str, Any]) -> list[int]:
+    """All cores but those of the slowest kind; all where there is one kind."""
+    clusters = facts["clusters"] or []
+    return sorted(cpu for cluster in clusters[1:] or clusters for cpu in cluster["cpus"])
+
+
+def default_threads(facts: dict[str, Any]) -> int:
+    """One for each big core; where no kinds are known, one for each physical core."""
+    clusters = facts["clusters"] or []
+    known = len(big_cores(facts)) if len(clusters) > 1 else 0
+    return known or facts["cores_physical"] or facts["cores_logical"] or 1
+
+
+def chosen_cpus(text: str | None, facts: dict[str, Any]) -> list[int] | None:
+    """'big', or numbers like '4-7' or '0,2,4-5'. Raises DeviceError for others, and for cores that are not there."""
+    if text is None:
+        return None
+    if text == "big":
+        return big_cores(facts) or None
+    chosen: set[int] = set()
+    for part in text.split(","):
+        if not CPUS.fullmatch(part):
+            raise DeviceError(f"--cpus {text!r} names no cores", "write 'big', or numbers like 4-7 or 0,2")
+        first, _, last = part.partition("-")
+        chosen |= set(range(int(first), int(last or first) + 1))
+    there = {cpu for cluster in facts["clusters"] or [] for cpu in cluster["cpus"]}
+    if there and not chosen <= there:
+        raise DeviceError(f"--cpus {text}: the target has the cores {min(there)} to {max(there)}", "name some of these")
+    return sorted(chosen)

@@ -1,0 +1,84 @@
+"""What can be measured on from here now. Nothing is connected to but the adb server on this machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgeft.bench.host import host_facts
+
+Found = tuple[str, str, str]  # target, state, what it is
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+QEMU = ("qemu-aarch64-static", "qemu-aarch64")
+ADB_S = 10.0
+
+
+def scan() -> list[Found]:
+    """A line for each target: what `edgeft bench --target` takes, whether it is ready, and what it is."""
+    host = host_facts()
+    cores = f"{host['cores_physical']} cores, {host['ram_bytes'] / 1e9:.1f} GB"
+    found: list[Found] = [("local", "ready", f"{host['cpu'] or platform.machine()}, {cores}")]
+    found += [(f"ssh:{name}", "not asked", "in ~/.ssh/config") for name in ssh_hosts()]
+    found += _phones()
+    browser = _first(BROWSERS)
+    found.append(("browser", "ready" if browser else "no browser", browser or "install chromium"))
+    qemu = _first(QEMU)
+    found.append(("arm64", "emulated" if qemu else "no emulator", qemu or "install qemu-user-static"))
+    return found
+
+
+def ssh_hosts() -> list[str]:
+    """Names of ssh's settings, and of the files they include, that are no patterns."""
+    from edgeft.bench.devices.ssh import CONFIG
+
+    start = Path(os.environ.get(CONFIG) or Path.home() / ".ssh" / "config")
+    return list(dict.fromkeys(_hosts_in(start, depth=0)))
+
+
+def _hosts_in(path: Path, depth: int) -> Iterator[str]:
+    if not path.is_file() or depth > 4:
+        return
+    for line in path.read_text("utf-8", errors="replace").splitlines():
+        keyword, _, rest = line.strip().replace("=", " ", 1).partition(" ")
+        words = rest.split()
+        if keyword.lower() == "host":
+            yield from (word for word in words if not set(word) & set("*?!"))
+        elif keyword.lower() == "include":
+            base = Path.home() / ".ssh"
+            for word in words:
+                named = Path(word).expanduser()
+                for file in sorted(named.parent.glob(named.name) if named.is_absolute() else base.glob(word)):
+                    yield from _hosts_in(file, depth + 1)
+
+
+def _phones() -> list[Found]:
+    adb = shutil.which("adb")
+    if not adb:
+        return [("android:SERIAL", "no adb", "install adb (Debian: adb), turn on USB debugging")]
+    try:
+        done = subprocess.run([adb, "devices", "-l"], capture_output=True, text=True, timeout=ADB_S)
+    except subprocess.TimeoutExpired:
+        return [("android:SERIAL", "adb hangs", "adb kill-server, then try again")]
+    phones = phones_in(done.stdout)
+    return phones or [("android:SERIAL", "no phone", "plug one in and allow USB debugging on its screen")]
+
+
+def phones_in(listing: str) -> list[Found]:
+    """The lines of `adb devices -l`."""
+    advice = {"unauthorized": "allow USB debugging on its screen", "offline": "plug it in again"}
+    found = []
+    for line in listing.splitlines()[1:]:
+        serial, *words = line.split()[:1] + line.split()[1:] or [""]
+        if words and not serial.startswith("*"):
+            named = dict(word.split(":", 1) for word in words[1:] if ":" in word)
+            state = "ready" if words[0] == "device" else words[0]
+            found.append((f"android:{serial}", state, advice.get(words[0], named.get("model", ""))))
+    return found
+
+
+def _first(names: tuple[str, ...]) -> str | None:
+    return next((path for name in names if (path := shutil.which(name))), None)

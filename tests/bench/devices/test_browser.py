@@ -1,0 +1,64 @@
+"""A real package in a real Chromium, beside the same package in this machine's own runtime."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgeft.bench.devices.browser import find_chromium
+from edgeft.bench.devices.device import DeviceError, opened
+from edgeft.bench.devices.job import ForcedJob, Job, RowJob, SpeedJob
+from edgeft.bench.devices.partial import completed
+from edgeft.bench.devices.web_runtimes import find_runtime
+from edgeft.bench.session import open_session
+from edgeft.formats.parity import differences, summarize
+from tests.real_model import smollm2_gguf
+
+QUESTIONS = ("Name three colours.", "What is the capital of France?")
+ANSWER = "Red, green and\nblue \N{EN DASH} caf\N{LATIN SMALL LETTER E WITH ACUTE}."
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_package_in_chromium_answers_and_scores_as_on_this_machine(tmp_path: Path) -> None:
+    pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install 'edgeft[browser]'")
+    try:
+        find_chromium()
+        find_runtime("gguf")
+    except DeviceError as error:
+        pytest.skip(f"{error.message}: {error.hint}")
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "model.gguf").symlink_to(smollm2_gguf())
+    session = open_session(package, 1, 512)
+    prompts = [session.prompt_ids([{"role": "user", "content": question}]) for question in QUESTIONS]
+    reference = session.answer_ids(ANSWER)
+    row = [*prompts[0], *reference]
+    at = range(len(prompts[0]) - 1, len(row) - 1)
+    [local_PV] = session.score([(row, at)])
+    answers = session.generate(prompts, 8)
+    job = Job(
+        threads=1, context=512, stop_ids=sorted(session.stop_ids), max_new_tokens=8,
+        speed=SpeedJob(prompts[0], 4, 2), rows=[RowJob(prompts[0], reference), RowJob(prompts[1])],
+        forced=[ForcedJob(row, list(at))], logits="logits.bin",
+    )  # fmt: skip
+    lines: list[str] = []
+    with opened("browser:threads=1") as device:
+        device.push({"model.gguf": package / "model.gguf"})
+        found = device.run(job, tmp_path, lines.append)
+    assert found["runtime"] == "wllama" and "1 thread(s), cross-origin isolated" in found["build"]
+    assert [len(sample["decode_s"]) for sample in found["samples"]] == [4, 4]
+    assert all(0 < s < 60 for sample in found["samples"] for s in (sample["prefill_s"], *sample["decode_s"]))
+    assert found["peak_rss_bytes"] > 90e6 and found["memory"]["bytes"] > 90e6
+    assert json.loads(lines[-1]) == {"what": "forced", "total": 1, "done": 1}
+    there_PV = np.fromfile(tmp_path / "logits.bin", "<f4").reshape(local_PV.shape)
+    parity = summarize([differences(local_PV, completed(local_PV, there_PV), np.array(reference))])
+    assert parity.kl_mean < 0.02 and parity.top1 > 0.85  # other kernels, other rounding
+    log_p = local_PV - np.log(np.exp(local_PV - local_PV.max(1, keepdims=True)).sum(1, keepdims=True))
+    log_p -= local_PV.max(1, keepdims=True)
+    told = found["references"][0]["next_logprob"]
+    assert np.abs(log_p[np.arange(len(reference)), reference] - told).max() < 1.0
+    assert [answer[0] for answer in found["answers"]] == [answer[0] for answer in answers]

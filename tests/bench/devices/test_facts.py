@@ -1,0 +1,94 @@
+"""What a board tells of itself, from what its kernel writes into /proc and /sys, and what follows for a measurement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeft.bench.devices.cooling import cooled, heat_marks
+from edgeft.bench.devices.device import DEVICES, DeviceError, opened
+from edgeft.bench.devices.linux import facts_of, sections_of
+from edgeft.bench.devices.measure import big_cores, chosen_cpus, default_threads
+from edgeft.bench.devices.scan import phones_in, ssh_hosts
+from edgeft.progress import Reporter
+
+CORES = [("0xd05", 1800000)] * 4 + [("0xd0b", 2400000)] * 2  # a Rock 4's or a phone's two kinds
+LINES = [
+    "@ machine", "aarch64",
+    "@ disk", "Filesystem 1024-blocks Used Available Capacity Mounted on", "/dev/root 30000000 1 2000000 1% /",
+    "@ model", "Rock Pi 4B\0",
+    "@ meminfo", "MemTotal:        4000000 kB", "MemAvailable:    3000000 kB",
+    "@ loadavg", "0.10 0.20 0.30 1/100 4242",
+    "@ cpuinfo",
+    *(line for n, (part, _) in enumerate(CORES)
+      for line in (f"processor\t: {n}", "Features\t: fp asimd asimddp", f"CPU part\t: {part}", "")),
+    *(line for n, (_, khz) in enumerate(CORES)
+      for line in (f"@ cpu{n} cpuinfo_max_freq", str(khz), f"@ cpu{n} scaling_cur_freq", str(khz // 2),
+                   f"@ cpu{n} scaling_governor", "schedutil")),
+    "@ zone 0 type", "cpu-thermal", "@ zone 0 temp", "66500", "@ zone 1 type", "broken", "@ zone 1 temp", "-274000",
+    "@ end",
+]  # fmt: skip
+
+
+def test_a_boards_clusters_heat_and_memory_are_read() -> None:
+    facts = facts_of(sections_of(LINES))
+    assert facts["model"] == "Rock Pi 4B" and facts["machine"] == "aarch64"
+    assert [(c["cpus"], c["max_mhz"], c["part"]) for c in facts["clusters"]] == [
+        ([0, 1, 2, 3], 1800.0, "0xd05"), ([4, 5], 2400.0, "0xd0b")
+    ]  # fmt: skip
+    assert (facts["frequency_mhz"], facts["governor"]) == (1200.0, "schedutil")
+    assert facts["thermal"]["zones"] == {"cpu-thermal": 66.5} and facts["temperature_c"] == 66.5
+    assert (facts["ram_bytes"], facts["disk_free_bytes"]) == (4_096_000_000, 2_048_000_000)
+    assert "asimddp" in facts["cpu_features"]
+    assert facts["battery"] is None and facts["absent"]["battery"] == "no battery is readable"
+
+
+def test_threads_and_cores_are_those_of_the_big_cluster_unless_named() -> None:
+    facts = facts_of(sections_of(LINES))
+    assert big_cores(facts) == [4, 5] and default_threads(facts) == 2
+    assert chosen_cpus(None, facts) is None and chosen_cpus("big", facts) == [4, 5]
+    assert chosen_cpus("0,4-5", facts) == [0, 4, 5]
+    for wrong in ("6", "big-ones", "4-", ""):
+        with pytest.raises(DeviceError, match="cpus"):
+            chosen_cpus(wrong, facts)
+
+
+def test_a_hot_device_is_waited_for_and_not_for_ever() -> None:
+    readings = [{"battery": {"temperature_c": t}} for t in (41.0, 39.0, 37.0)]
+    left, slept = iter(readings), [0.0]
+
+    def sleep(seconds: float) -> None:
+        slept[0] += seconds
+
+    found = cooled(lambda: next(left), Reporter("test"), clock=lambda: slept[0], sleep=sleep)
+    assert found == readings[2] and slept == [20.0]
+    hot = {"thermal": {"status": 2}, "temperature_c": None, "battery": None}
+    assert cooled(lambda: hot, Reporter("test"), clock=lambda: slept[0], sleep=sleep) == hot
+    assert slept[0] == 20.0 + 180.0
+    assert heat_marks(hot, hot) == [
+        "hot: thermal status moderate before the measurement",
+        "throttling: thermal status moderate after the measurement",
+    ]
+    assert heat_marks(readings[2], readings[2]) == []
+
+
+def test_an_unknown_kind_of_target_is_answered_with_those_there_are() -> None:
+    with pytest.raises(DeviceError, match="no target is called 'phone'") as caught, opened("phone"):
+        pass
+    assert all(kind in caught.value.hint for kind in DEVICES)
+
+
+def test_what_is_found_is_named_and_not_connected_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "config"
+    (tmp_path / "more").write_text("Host jetson\n")
+    config.write_text(f"Host pi board *.lan !x\n  User me\nHost=nas\nInclude {tmp_path}/mo*\nMatch all\n")
+    monkeypatch.setenv("EDGEFT_SSH_CONFIG", str(config))
+    assert ssh_hosts() == ["pi", "board", "nas", "jetson"]
+    listing = (
+        "List of devices attached\nR58 device usb:1-1 model:SM_S921B device:e1s\nX9 unauthorized usb:1-2\n"
+        "* daemon started successfully\n\n"
+    )
+    assert phones_in(listing) == [
+        ("android:R58", "ready", "SM_S921B"), ("android:X9", "unauthorized", "allow USB debugging on its screen")
+    ]  # fmt: skip

@@ -1,0 +1,107 @@
+"""Several targets at once: one schema, one table, and no two of them on one machine at the same time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from edgeft.bench.accuracy import assess, evaluate, prepare
+from edgeft.bench.devices.device import HERE
+from edgeft.bench.devices.fleet import Fleet
+from edgeft.bench.devices.job import Job, RowJob, SpeedJob, job_of
+from edgeft.bench.devices.measure import told_of
+from edgeft.bench.devices.worker import run
+from edgeft.bench.session import open_session
+from edgeft.bench.table import FIELDS
+from edgeft.bench.task import Task
+from edgeft.cli import app
+from edgeft.errors import EdgeftError
+
+
+@dataclass
+class Place:
+    """A device of which only this is asked."""
+
+    name: str
+    place: str
+    stopped: bool = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+
+def test_devices_on_one_machine_take_turns_and_others_do_not_wait() -> None:
+    fleet, running, most = Fleet(), [0, 0], [0, 0]
+
+    def hold(device: Any, number: int) -> None:
+        with fleet.holding(device):
+            running[number] += 1
+            most[number] = max(most[number], running[number], sum(running) if number else 0)
+            time.sleep(0.1)
+            running[number] -= 1
+
+    here = [threading.Thread(target=hold, args=(Place(f"here {i}", HERE), 0)) for i in range(3)]
+    away = [threading.Thread(target=hold, args=(Place("away", f"phone {i}"), 1)) for i in range(2)]
+    for thread in (*here, *away):
+        thread.start()
+    for thread in (*here, *away):
+        thread.join()
+    assert most[0] == 1 and most[1] == 3
+
+
+def test_a_stopped_fleet_ends_what_runs_and_begins_nothing() -> None:
+    fleet: Any = Fleet()
+    device = Place("first", HERE)
+    with fleet.holding(device):
+        fleet.stop()
+        assert device.stopped
+    with pytest.raises(EdgeftError, match="second: stopped"), fleet.holding(Place("second", HERE)):
+        pass
+
+
+def test_a_job_told_as_text_gives_what_the_session_itself_gives(
+    tiny_gguf: Path, rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    session, task = open_session(tiny_gguf, 1, 256), Task("intent", "entities")
+    cases = prepare(session, rows, task)
+    asked = [RowJob(case.prompt_ids, case.reference_ids) for case in cases]
+    speed = SpeedJob(cases[0].prompt_ids, 3, 2)
+    out = run(tiny_gguf, job_of(Job(1, 256, sorted(session.stop_ids), 6, speed=speed, rows=asked).text()), tmp_path)
+    there = assess(session, cases, task, out["answers"], [told_of(one) for one in out["references"]])
+    here = evaluate(session, cases, task, 6)
+    session.close()
+    assert there.rows == here.rows and there.figures == here.figures
+    assert [len(sample["decode_s"]) for sample in out["samples"]] == [3, 3]
+    with pytest.raises(EdgeftError, match="stops at the tokens"):
+        run(tiny_gguf, Job(1, 256, [5]), tmp_path)
+    with pytest.raises(ValueError, match="not of version 1"):
+        job_of('{"runner": 2}')
+
+
+def test_a_target_that_fails_leaves_the_others_and_has_the_same_columns(
+    tiny_gguf: Path, rows: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, html = tmp_path / "test.jsonl", tmp_path / "page.html"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    argv = ["bench", str(tiny_gguf), "--data", str(data), "--threads", "1", "--runs", str(tmp_path / "runs")]
+    argv += ["--target", "local", "--target", "ssh:-not-a-host", "--html", str(html), "--json"]
+    result = CliRunner().invoke(app, argv)
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.exception
+    local, other = json.loads(result.stdout)
+    assert set(FIELDS) <= set(local) and list(local) == list(other)
+    assert local["error"] is None and local["n"] == len(rows) and local["decode_tps"] > 0
+    assert local["conditions"]["target"] == "local" and local["device"]["cores_logical"] > 0
+    assert "names no host" in other["error"] and other["decode_tps"] is None
+    assert other["absent"]["decode_tps"].startswith("the target failed") and other["bytes"] == local["bytes"]
+    page = html.read_text()
+    assert "<th>ssh:-not-a-host</th>" in page and "failed: ssh:-not-a-host names no host" in page
+    assert "http" not in page.replace("http-equiv", "")
+    refused = CliRunner().invoke(app, [*argv, "--like", "pixel-6a"])
+    assert isinstance(refused.exception, EdgeftError) and "--like" in str(refused.exception)
