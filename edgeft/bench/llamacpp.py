@@ -51,18 +51,17 @@ class LlamaCppSession(BatchedSession):
 
     def prefill(self, ids: Sequence[int]) -> Logits:
         self.reset()
-        return self._extend(ids)
-
-    def step(self, token: int) -> Logits:
-        return self._extend([token])
-
-    def _extend(self, ids: Sequence[int]) -> Logits:
-        self.check_length(self._num_past + len(ids))
+        self.check_length(len(ids))
         tokens = Tokens()
-        tokens.add(ids, self._num_past, 0, wanted=[self._num_past + len(ids) - 1])
-        self._num_past += len(ids)
+        tokens.add(ids, 0, 0, wanted=[len(ids) - 1])
+        self._num_past = len(ids)
         logits: Logits = self._single.decode(tokens)[0]
         return logits
+
+    def step(self, token: int) -> Logits:
+        self.check_length(self._num_past + 1)
+        self._num_past += 1
+        return self._single.decode_one(token, self._num_past - 1)
 
     def open_slots(self, prefix: Sequence[int], num_rows: int, longest: int) -> LlamaSlots:
         """Slots in one context, which is kept for the next call if it is large enough."""

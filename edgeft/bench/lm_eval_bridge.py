@@ -10,7 +10,6 @@ Letters: P positions, V vocabulary.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,7 @@ class EdgeftLM(LM):
         """For (text,): the sum over all of its tokens, each after as many before it as fit."""
         windows: list[list[tuple[list[int], list[int]]]] = []
         for (text,) in (request.args for request in requests):
-            rolling = get_rolling_token_windows(self._plain(text), self.session.text.start_id, self.max_length - 1, 1)
+            rolling = get_rolling_token_windows(self._plain(text), self.session.text.start_id, self.max_length, 1)
             windows.append([make_disjoint_window(window) for window in rolling])
         scored = iter(self._scored([pair for one in windows for pair in one]))
         found = [float(sum(next(scored)[0] for _ in one)) for one in windows]
@@ -139,7 +138,7 @@ class EdgeftLM(LM):
     def _scored(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         rows = []
         for before, after in pairs:
-            ids = [*before, *after][-self.max_length - 1 :]
+            ids = [*before, *after][-self.max_length - 1 :]  # of which the last is not fed
             rows.append((ids[:-1], range(len(ids) - 1 - len(after), len(ids) - 1)))
         return [
             (log_likelihood(logits_PV, after), _is_greedy(logits_PV, after))
@@ -159,5 +158,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.modules.setdefault("edgeft.bench.lm_eval_bridge", sys.modules["__main__"])  # one class, not two
     main()

@@ -122,12 +122,15 @@ def _tell(package: Path, marks: Sequence[str], strict: bool, report: Reporter) -
         report.note(f"doubtful timings: {mark}")
 
 
-def time_package(package: Path, settings: BenchSettings, strict: bool = False) -> dict[str, float]:
+def time_package(
+    package: Path, settings: BenchSettings, strict: bool = False, runtime: str | None = None
+) -> dict[str, float]:
     """Speed and memory alone, of one fresh process, with `settings.repeats` repeats. Raises like `bench_package`."""
     if strict:
         refuse_busy(settings.threads or physical_cores())
     with tempfile.TemporaryDirectory(prefix="edgeft-bench-") as scratch:
-        spec = replace(_spec(package, Path(scratch), settings, TaskSettings()), seconds=0.0, cold=False)
+        spec = _spec(package, Path(scratch), settings, TaskSettings())
+        spec = replace(spec, seconds=0.0, cold=False, runtime=runtime)
         figures: dict[str, float] = run_worker(spec, Path(scratch), Reporter("bench"))["figures"]
     return figures
 
