@@ -92,7 +92,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10, help="processes of each side, in turns")
     parser.add_argument("--threads", type=int, default=physical_cores())
     parser.add_argument("--data", type=Path, help="folder with *arc_easy*.jsonl: rows of query, choices and gold")
-    parser.add_argument("--only", nargs="*", choices=[f.__name__ for f in FIGURES], help="figures to take; default: all")
+    parser.add_argument(
+        "--only", nargs="*", choices=[f.__name__ for f in FIGURES], help="figures to take; default: all"
+    )
     args = parser.parse_args()
     bench = Bench(LastRun(args.runs), args.rounds, args.threads, args.data)
     busy = busy_now(args.threads)
@@ -183,7 +185,9 @@ def harness(bench: Bench) -> dict[str, Any]:
     arc = next(iter(sorted(bench.data.glob("*arc_easy*.jsonl"))), None) if bench.data else None
     tasks = {"blimp": str(HERE / "blimp.jsonl")} | ({"arc_easy": str(arc.resolve())} if arc else {})
     sides = {"ours": ("edgeft", bench.package(REFERENCE)), "hf": ("hf", bench.runs.model.path)}
-    jobs = {side: {"kind": k, "model": str(p), "threads": bench.threads, "tasks": tasks} for side, (k, p) in sides.items()}
+    jobs = {
+        side: {"kind": k, "model": str(p), "threads": bench.threads, "tasks": tasks} for side, (k, p) in sides.items()
+    }
     results = {side: _lm_eval(job) for side, job in jobs.items()}
     found: dict[str, Any] = {} if arc else {"lm_eval_arc_easy_reason": "no ARC-Easy rows: give their folder as DATA"}
     for name in tasks:
@@ -210,7 +214,9 @@ def rows_per_second(bench: Bench) -> dict[str, Any]:
     dataset = next((a for a in reversed(bench.runs.all) if a.manifest.stage == "data"), None)
     if dataset is None:
         raise Missing("the run has no data")
-    found = accuracy_rows.measure(package, accuracy_rows.read(dataset.file("test.jsonl"))[: accuracy_rows.ROWS], bench.threads)
+    found = accuracy_rows.measure(
+        package, accuracy_rows.read(dataset.file("test.jsonl"))[: accuracy_rows.ROWS], bench.threads
+    )
     return {"accuracy_rows_per_s_speedup": found["accuracy_rows_per_s_speedup"], "accuracy_rows": found}
 
 
@@ -240,7 +246,9 @@ def said(reason: Exception) -> str:
 def table(bench: Bench, busy: float) -> str:
     """Markdown: what was compared with what, tokens per second, and the ratios."""
     host = host_facts()
-    versions = ", ".join(f"{k} {v}" for k, v in host["versions"].items() if k in ("llama-cpp-python", "onnxruntime-genai"))
+    versions = ", ".join(
+        f"{k} {v}" for k, v in host["versions"].items() if k in ("llama-cpp-python", "onnxruntime-genai")
+    )
     lines = [
         f"{host['cpu']}, {bench.threads} threads, {versions}; {GGUF} and {ONNX}; prompts of {PROMPT} tokens, {DECODED} "
         f"decoded behind them. Tokens per second: median (least to most) of {bench.rounds} fresh processes of each, in "

@@ -34,7 +34,14 @@ def bench_like(
         forget_cached(package)
         try:
             found = bench_package(
-                package, rows, settings.model_copy(update={"threads": threads}), task, None, report, limit, runtime=runtime
+                package,
+                rows,
+                settings.model_copy(update={"threads": threads}),
+                task,
+                None,
+                report,
+                limit,
+                runtime=runtime,
             )
         except EdgeftError as error:
             if limit.was_full():

@@ -151,7 +151,11 @@ class _Batch:
     """Arrays, one entry per token, and llama.cpp's struct that points to them."""
 
     def __init__(
-        self, ids: NDArray[np.int32], positions: NDArray[np.int32], sequences: NDArray[np.int32], wanted: NDArray[np.int8]
+        self,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        sequences: NDArray[np.int32],
+        wanted: NDArray[np.int8],
     ) -> None:
         self.ids, self.positions, self.wanted = ids, positions, wanted
         counts = np.ones(len(ids), np.int32)

@@ -80,7 +80,9 @@ class EdgeftLM(LM):
         for number, request in enumerate(requests):
             settings = request.args[1]
             if settings.get("do_sample") or float(settings.get("temperature") or 0) > 0:
-                raise DataError("the task asks for sampled answers; packages are measured greedily", "set do_sample: false")
+                raise DataError(
+                    "the task asks for sampled answers; packages are measured greedily", "set do_sample: false"
+                )
             limits.setdefault(int(settings.get("max_gen_toks") or MAX_NEW_TOKENS), []).append(number)
         for limit, numbers in limits.items():
             given = [(requests[n].args[0], requests[n].args[1].get("until") or []) for n in numbers]
