@@ -193,7 +193,7 @@ def harness(bench: Bench) -> dict[str, Any]:
     for name in tasks:
         one, other = (results[side][name]["hits"] for side in sides)
         found |= {f"lm_eval_{name}_{side}": results[side][name]["acc"] for side in sides}
-        lost, won = (sum(a and not b for a, b in pairs) for pairs in (zip(other, one), zip(one, other)))
+        won, lost = (sum(a and not b for a, b in zip(*both, strict=True)) for both in ((one, other), (other, one)))
         found |= {f"lm_eval_{name}_n": len(one), f"lm_eval_{name}_differ": lost + won}
         found[f"lm_eval_{name}_p"] = mcnemar_exact(lost, won)
     return found

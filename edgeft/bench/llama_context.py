@@ -119,7 +119,7 @@ class Context:
         return np.concatenate([np.empty((0, self.model.vocab_size), np.float32), *parts])
 
     def decode_one(self, token: int, position: int) -> Logits:
-        """Feed one token of the first sequence; returns the logits [V]. What is timed is llama_decode and little else."""
+        """Feed one token of the first sequence; returns the logits [V]. Little is done beside llama_decode."""
         self._one.ids[0], self._one.positions[0] = token, position
         logits: Logits = self._run(self._one, 1)[0]
         return logits

@@ -74,7 +74,7 @@ class OrtSession(BatchedSession):
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
         chat = ChatTokenizer.from_folder(path.parent)
         self.text, self.stop_ids = chat, chat.stop_ids
-        self._single = self._make_cache(1, context)
+        self._single = _Cache(self._session, self._head_size, 1, context)
         self._num_past = 0
 
     def close(self) -> None:
@@ -105,7 +105,7 @@ class OrtSession(BatchedSession):
             if i.name.startswith(PAST)
         )
         number = max(1, min(SLOTS, num_rows, CACHE_BYTES // row_bytes))
-        return OrtSlots(self, self._make_cache(number + 1, longest), prefix)
+        return OrtSlots(self, _Cache(self._session, self._head_size, number + 1, longest), prefix)
 
     def _feed(self, cache: _Cache, slot: int, num_past: int, ids: Sequence[int]) -> Logits:
         """Feed tokens to one row; returns the logits [S, V] after each."""
@@ -132,9 +132,6 @@ class OrtSession(BatchedSession):
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(binding)
         return logits
-
-    def _make_cache(self, slots: int, length: int) -> _Cache:
-        return _Cache(self._session, self._head_size, slots, length)
 
 
 class OrtSlots:

@@ -1,4 +1,4 @@
-"""Which runtimes there are, and which of them can run a folder. Adding one is a row here and a file with its session."""
+"""Which runtimes there are, and what each can run. Adding one is a row here and a file with its session."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def runtimes_of(folder: Path) -> list[str]:
 
 
 def runtime_of(folder: Path, wanted: str | None = None) -> str:
-    """The runtime to run `folder` with: the wanted one, or the first that can. Raises ArtifactError if there is none."""
+    """The runtime for `folder`: the wanted one, or the first that can run it.
+
+    Raises ArtifactError if there is none, or the wanted one cannot.
+    """
     known = runtimes_of(folder)
     if wanted is not None and wanted not in RUNTIMES:
         raise ArtifactError(f"no runtime is called {wanted!r}", f"known are {', '.join(RUNTIMES)}")
