@@ -40,6 +40,7 @@ PROMPT, DECODED, REPEATS = 128, 64, 5  # tokens and tokens; repeats in each proc
 GGUF, ONNX, REFERENCE = "teacher-gguf-q8_0", "teacher-onnx-int8", "teacher-gguf-f16"
 RATES = ("prefill_tps", "decode_tps")
 BUSY = "while True: pass"
+LACKS = (Missing, EdgeftError, subprocess.CalledProcessError, OSError, ValueError)  # what a machine or a run may lack
 CONDITIONS = ("quiet", "loaded")
 
 Rates = dict[str, float]
@@ -96,16 +97,19 @@ def main() -> None:
         "--only", nargs="*", choices=[f.__name__ for f in FIGURES], help="figures to take; default: all"
     )
     args = parser.parse_args()
-    bench = Bench(LastRun(args.runs), args.rounds, args.threads, args.data)
+    found: dict[str, Any] = {name: None for names in FIGURES.values() for name in names}
+    try:
+        bench = Bench(LastRun(args.runs), args.rounds, args.threads, args.data)
+    except LACKS as reason:
+        print(json.dumps(found | {f"{name}_reason": said(reason) for name in found}))
+        return
     busy = busy_now(args.threads)
-    found: dict[str, Any] = {}
     for figures, names in FIGURES.items():
-        found |= dict.fromkeys(names)
         try:
             if args.only is not None and figures.__name__ not in args.only:
                 raise Missing("left out")
             found |= figures(bench)
-        except (Missing, EdgeftError, subprocess.CalledProcessError) as reason:
+        except LACKS as reason:
             found |= {f"{name}_reason": said(reason) for name in names}
     if bench.lines:
         text = table(bench, busy)
