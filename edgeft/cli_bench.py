@@ -46,6 +46,10 @@ def bench(
     ] = None,
     cpus: Annotated[str | None, typer.Option(help="With --target: stay on these cores, like 4-7, or big.")] = None,
     html: Annotated[Path | None, typer.Option(help="With --target: write the table there as a page, too.")] = None,
+    runtime: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="llama.cpp, onnxruntime, genai, torch (a model folder), or all that can."),
+    ] = None,
     strict: StrictOpt = False,
     as_json: JsonOpt = False,
     runs: RunsOpt = RUNS,
@@ -70,7 +74,7 @@ def bench(
     settings = settings.model_copy(update={"threads": threads or settings.threads})
     test_rows = commands.read_test_rows(data) if data else None
     if target:
-        given = {"--like": like, "--choices": choices, "--grammar": grammar}
+        given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
         refuse_with_target([name for name, value in given.items() if value])
         folders = commands.package_folders(package, runs)
         choice = Choice(runs, cpus, strict)
@@ -81,15 +85,17 @@ def bench(
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
     )
     rows = []
-    for folder in commands.package_folders(package, runs):
+    for folder, chosen in commands.to_measure(package, runs, runtime):
         report = Reporter(folder.name, stream=sys.stderr)
         if like and profile:
-            row = bench_like(like, profile, folder, test_rows, settings, task, report)
+            row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
         else:
-            found = bench_package(folder, test_rows, settings, task, None, report, strict=strict, extras=extras)
+            found = bench_package(
+                folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
+            )
             held = found["details"].get("held_to_grammar")
             row = {**found["row"], "choices": found["choices"], "held_to_grammar": held}
-        rows.append({**row, "name": row["name"] or folder.name, "path": str(folder)})
+        rows.append({**row, "name": row["name"] or commands.name_in_run(folder), "path": str(folder)})
     if as_json:
         print(json.dumps(rows, indent=1))
     else:

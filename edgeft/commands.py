@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from edgeft.artifact import CHECKPOINT_DIR, MANIFEST, Artifact, open_artifact, verify
+from edgeft.bench.runtimes import ALL, runtime_of, runtimes_of
 from edgeft.errors import ArtifactError, EdgeftError, RecipeError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 RECIPES = Path("recipes")
 PARTIAL = ".partial"
-MODELS = ("model.gguf", "model.onnx")
+MODEL_NAMES = {"merge": "teacher", "distill": "student"}  # stages -> what the models that they make are called
 _EQUAL = "equal, as far as their types allow"
 FULL_BELOW_BYTES = 16 * 2**20  # libraries report a full disk in their own words; so little left free is one
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
@@ -58,7 +59,7 @@ def package_folders(name: str, runs: Path) -> list[Path]:
 
     A folder with a model and no manifest is one from elsewhere.
     """
-    if any((Path(name) / model).is_file() for model in MODELS) and not (Path(name) / MANIFEST).is_file():
+    if runtimes_of(Path(name)) and not (Path(name) / MANIFEST).is_file():
         return [Path(name)]
     artifact = find_artifact(name, runs)
     if artifact:
@@ -68,6 +69,38 @@ def package_folders(name: str, runs: Path) -> list[Path]:
     if not folders:
         raise ArtifactError(f"{name} has no finished package", f"make them first: edgeft run {name}")
     return folders
+
+
+def to_measure(name: str, runs: Path, runtime: str | None) -> list[tuple[Path, str]]:
+    """The folders of `package_folders`, each with the runtime to measure it in.
+
+    That is the first that can run it, or `runtime`, or with "all" every one; the models that a recipe's packages were
+    made from come in then too, for torch. Raises ArtifactError if there is no such folder or runtime.
+    """
+    folders = package_folders(name, runs)
+    if runtime is None:
+        return [(folder, runtime_of(folder)) for folder in folders]
+    if len(folders) > 1:
+        folders = [*_models_of(folders), *folders]
+    found = [(folder, one) for folder in folders for one in runtimes_of(folder) if runtime in (ALL, one)]
+    return found or [(folder, runtime_of(folder, runtime)) for folder in folders]  # which says what is wrong
+
+
+def _models_of(packages: Sequence[Path]) -> list[Path]:
+    """The model folders, beside them, that packages were exported from."""
+    wanted = {open_artifact(path).manifest.inputs.get("model") for path in packages}
+    beside = [open_artifact(path.parent) for path in sorted(packages[0].parent.glob(f"*-*/{MANIFEST}"))]
+    return [a.path for a in beside if a.kind == "model" and a.digest in wanted]
+
+
+def name_in_run(folder: Path) -> str:
+    """'teacher' for a package or model that is one of a run; the folder's own name for any other."""
+    if not (folder / MANIFEST).is_file():
+        return folder.name
+    artifact = open_artifact(folder)
+    node = str(artifact.manifest.made_by.get("node") or folder.name)
+    fmt, quant = (artifact.metrics.get(key) for key in ("format", "quant"))
+    return MODEL_NAMES.get(node, node.removesuffix(f"-{fmt}-{quant}"))
 
 
 def find_model(name: str, runs: Path) -> Path:

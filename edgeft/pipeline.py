@@ -65,7 +65,7 @@ STAGES: dict[str, Stage] = {
     "distill": Stage("model", 8, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 2, "edgeft.stages.probe"),
     "export": Stage("package", 3, "edgeft.stages.export"),
-    "bench": Stage("report", 3, "edgeft.stages.bench"),
+    "bench": Stage("report", 4, "edgeft.stages.bench"),
     "importance": Stage("importance", 1, "edgeft.stages.importance"),
     "lora": Stage("adapter", 1, "edgeft.stages.lora"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),

@@ -19,6 +19,7 @@ import pytest
         "export.int4",
         "export.run",
         "speed.accuracy_rows",
+        "speed.run",
     ],
 )
 def test_a_benchmark_says_what_it_measures(

@@ -13,6 +13,8 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT_COLUMNS = (
     "size MB", "decode tok/s", "TTFT ms", "peak RSS MB", "joint exact %", "intent %", "perplexity", "KL",
 )  # fmt: skip
+RUNTIMES = ROOT / "runs" / "runtimes.json"  # what make bench measured last
+RUNTIME_COLUMNS = ("TTFT ms", "prefill tok/s", "decode tok/s", "p99 ms", "bandwidth %", "peak RSS MB")
 
 
 def main() -> int:
@@ -21,6 +23,8 @@ def main() -> int:
     blocks = {"help": _help(), "settings": _settings()}
     if not check and (table := _results()):
         blocks["table"] = table
+    if not check and RUNTIMES.is_file():
+        blocks["runtimes"] = _table(json.loads(RUNTIMES.read_text("utf-8")), RUNTIME_COLUMNS)
     for name, text in blocks.items():
         readme = _fill(readme, name, text)
     wanted = {"recipes/schema.json": _schema(), "README.md": readme}
@@ -95,10 +99,14 @@ def _results() -> str | None:
     if shown.returncode:
         print(f"the result table stays as it is: {shown.stderr.strip()}", file=sys.stderr)
         return None
+    return _table(json.loads(shown.stdout), RESULT_COLUMNS)
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> str:
     from edgeft.bench.table import COLUMNS, text_table
 
-    fields = [field for header, field, *_ in COLUMNS if header in RESULT_COLUMNS]
-    headers, body = text_table(json.loads(shown.stdout), fields)
+    fields = [field for header, field, *_ in COLUMNS if header in columns]
+    headers, body = text_table(rows, fields)
     rule = ["---", "---", *("--:" for _ in headers[2:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in [headers, rule, *body])
 

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +28,7 @@ from edgeft.bench.session import Session, open_session
 from edgeft.bench.task import Task
 
 TASK = Task("intent", "entities")
+ROWS, MAX_NEW_TOKENS = 96, 160
 
 
 def main() -> None:
@@ -34,27 +37,35 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="test rows (runs/data-.../test.jsonl)")
     parser.add_argument("--examples", type=Path, help="training rows: put --shots of them into every prompt")
     parser.add_argument("--shots", type=int, default=12)
-    parser.add_argument("--rows", type=int, default=96, help="rows of the test set")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of the test set")
     parser.add_argument("--rounds", type=int, default=3, help="both ways in turns, so many times")
     parser.add_argument("--threads", type=int, default=physical_cores())
-    parser.add_argument("--max-new-tokens", type=int, default=160)
     args = parser.parse_args()
 
-    rows = read(args.data)[: args.rows]
-    prefix = few_shot_prefix(read(args.examples), TASK, args.shots) if args.examples else []
-    tokenizing = open_session(args.package, args.threads)
+    examples = few_shot_prefix(read(args.examples), TASK, args.shots) if args.examples else []
+    print(json.dumps(measure(args.package, read(args.data)[: args.rows], args.threads, args.rounds, examples)))
+
+
+def measure(
+    package: Path, rows: list[dict[str, Any]], threads: int, rounds: int = 3, prefix: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """Both ways in turns, `rounds` times, over test rows; `prefix`: messages before every prompt."""
+    tokenizing = open_session(package, threads)
     cases = prepare(tokenizing, rows, TASK, prefix)
     tokenizing.close()
-    session = open_session(args.package, args.threads, context_needed(cases, args.max_new_tokens))
+    session = open_session(package, threads, context_needed(cases, MAX_NEW_TOKENS))
     taken: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
     answers: dict[str, list[list[int]]] = {}
-    for number in range(args.rounds):
+    for number in range(rounds):
         for way in ("plain", "ours") if number % 2 == 0 else ("ours", "plain"):
             wall, cpu = time.perf_counter(), time.process_time()
-            answers[way] = WAYS[way](session, cases, args.max_new_tokens)
+            answers[way] = WAYS[way](session, cases, MAX_NEW_TOKENS)
             taken[way].append((time.perf_counter() - wall, time.process_time() - cpu))
-            print(f"round {number + 1}, {way}: {len(cases) / taken[way][-1][0]:.2f} rows/s", flush=True)
-    print(json.dumps(summary(session, cases, answers, taken, args)))
+            rate = len(cases) / taken[way][-1][0]
+            print(f"round {number + 1}, {way}: {rate:.2f} rows/s", file=sys.stderr, flush=True)
+    found = {"package": package.name, "threads": threads, **summary(session, cases, answers, taken)}
+    session.close()
+    return found
 
 
 def plain(session: Session, cases: list[Case], max_new_tokens: int) -> list[list[int]]:
@@ -89,17 +100,14 @@ def summary(
     cases: list[Case],
     answers: dict[str, list[list[int]]],
     taken: dict[str, list[tuple[float, float]]],
-    args: argparse.Namespace,
 ) -> dict[str, Any]:
     ratios = [[a[clock] / b[clock] for a, b in zip(taken["plain"], taken["ours"], strict=True)] for clock in (0, 1)]
     texts = {way: [session.decode(ids) for ids in found] for way, found in answers.items()}
     pairs = list(zip(texts["plain"], texts["ours"], strict=True))
     host = host_facts()
     return {
-        "package": str(args.package),
         "rows": len(cases),
         "prompt_tokens": median(len(case.prompt_ids) for case in cases),
-        "threads": args.threads,
         "rows_per_s": {way: median(len(cases) / wall for wall, _ in found) for way, found in taken.items()},
         "accuracy_rows_per_s_speedup": median(ratios[0]),
         "of_each_round": ratios[0],

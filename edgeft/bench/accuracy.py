@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sacrebleu.metrics.chrf import CHRF
 
+from edgeft.bench.rouge import rouge_l
 from edgeft.bench.scores import (
     calibration,
     confusion,
@@ -32,6 +33,7 @@ from edgeft.text.answer import first_line_json
 from edgeft.text.prefix import common_prefix
 
 LABEL_FIELDS = ("json_valid", "intent_accuracy", "intent_macro_f1", "joint_exact_match")
+REPLY_SCORES = ("chrf", "rouge_l")  # how near a reply comes to the reference's, 0 to 100
 Message = dict[str, Any]
 
 
@@ -151,14 +153,15 @@ def aggregate(
     figures["intent_macro_f1"] = bootstrap_macro_f1(gold, said) if judged else None
     if not judged:
         absent |= dict.fromkeys(LABEL_FIELDS, task.why_no_gold())
-    scores = [row["chrf"] for row in results if row["chrf"] is not None]
-    figures["reply_chrf"] = bootstrap_mean(scores) if scores else None
-    if not scores:
-        absent["reply_chrf"] = "no reference answer holds a reply"
+    replies = [row for row in results if row["chrf"] is not None]
+    for name in REPLY_SCORES:
+        figures[f"reply_{name}"] = bootstrap_mean([row[name] for row in replies]) if replies else None
+        if not replies:
+            absent[f"reply_{name}"] = "no reference answer holds a reply"
     perplexity, low, high = bootstrap_perplexity(
         [row["nll"] * row["num_answer_tokens"] for row in results], [row["num_answer_tokens"] for row in results]
     )
-    figures |= {"perplexity": perplexity, "perplexity_95": (low, high), "n_json": len(judged), "n_reply": len(scores)}
+    figures |= {"perplexity": perplexity, "perplexity_95": (low, high), "n_json": len(judged), "n_reply": len(replies)}
     figures["answer_tokens"] = float(np.median([row["num_answer_tokens"] for row in results]))
     figures["request_tokens"] = float(np.median([row["num_prompt_tokens"] for row in results]))
     sure = [row for row in results if row["fork_chance"] is not None]
@@ -204,14 +207,16 @@ def _chances(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[bool]]:
 
 def judge(case: Case, answer: str, task: Task) -> dict[str, Any]:
     """What is right about one answer; None where the reference gives nothing to compare with."""
-    wanted = reply_of(case.reference)
-    score = float(CHRF().sentence_score(reply_of(answer), [wanted]).score) if wanted else None
+    said, wanted = reply_of(answer), reply_of(case.reference)
+    scores: dict[str, float | None] = dict.fromkeys(REPLY_SCORES)
+    if wanted:
+        scores = {"chrf": float(CHRF().sentence_score(said, [wanted]).score), "rouge_l": rouge_l(said, wanted)}
     if case.gold is None:
-        return {"json_valid": None, "intent_correct": None, "joint_correct": None, "chrf": score}
+        return {"json_valid": None, "intent_correct": None, "joint_correct": None, **scores}
     parsed = first_line_json(answer)
     intent = task.label(parsed) == task.label(case.gold)
     joint = intent and task.fields(parsed) == task.fields(case.gold)
-    return {"json_valid": task.complete(parsed), "intent_correct": intent, "joint_correct": joint, "chrf": score}
+    return {"json_valid": task.complete(parsed), "intent_correct": intent, "joint_correct": joint, **scores}
 
 
 def _score(found: Told, reference_P: NDArray[np.int64], fork: int) -> _Scored:

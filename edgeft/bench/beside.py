@@ -6,28 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeft.bench.host import physical_cores
-from edgeft.bench.session import SESSIONS, Messages, open_session
-from edgeft.text.chat import ChatTokenizer
+from edgeft.bench.session import Messages, open_session
 
 
 def greedy_answer(model: Path, messages: Messages, max_new_tokens: int) -> tuple[list[int], str]:
     """Token ids and text of a package's, or of a Hugging Face folder's, greedy answer."""
-    if any((model / name).is_file() for name in SESSIONS):
-        session = open_session(model, physical_cores())
-        try:
-            [ids] = session.generate([session.prompt_ids(messages)], max_new_tokens)
-            return ids, session.decode(ids)
-        finally:
-            session.close()
-    import torch
-
-    from edgeft.formats.hf import load_model
-    from edgeft.tune.generate import greedy_answers
-
-    chat = ChatTokenizer.from_folder(model)
-    prompts = [chat.prompt_ids(messages)]
-    [ids] = greedy_answers(load_model(model, torch.float32), prompts, chat, max_new_tokens)
-    return ids, chat.decode(ids)
+    session = open_session(model, physical_cores())
+    try:
+        [ids] = session.generate([session.prompt_ids(messages)], max_new_tokens)
+        return ids, session.decode(ids)
+    finally:
+        session.close()
 
 
 def answers_beside(models: Sequence[Path], messages: Messages, max_new_tokens: int = 160) -> list[tuple[str, str]]:

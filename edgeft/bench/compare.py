@@ -73,11 +73,12 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Compared]:
 
 def _scores(pairs: Sequence[tuple[Row, Row]]) -> list[Compared]:
     found = []
-    scored = [(a["chrf"], b["chrf"]) for a, b in pairs if a.get("chrf") is not None]
-    if scored:
-        old, new = [a for a, _ in scored], [b for _, b in scored]
-        change, detail = bootstrap_difference(old, new), f"n = {len(scored)}"
-        found.append(Compared("reply_chrf", _mean(old), _mean(new), change, "difference", None, detail))
+    for name in ("chrf", "rouge_l"):
+        scored = [(a[name], b[name]) for a, b in pairs if a.get(name) is not None and b.get(name) is not None]
+        if scored:
+            old, new = [a for a, _ in scored], [b for _, b in scored]
+            change, detail = bootstrap_difference(old, new), f"n = {len(scored)}"
+            found.append(Compared(f"reply_{name}", _mean(old), _mean(new), change, "difference", None, detail))
     known = [(a, b) for a, b in pairs if a.get("nll") is not None and b.get("nll") is not None]
     tokens = [a["num_answer_tokens"] for a, _ in known]
     if known and tokens == [b["num_answer_tokens"] for _, b in known]:  # else they cut text into other tokens

@@ -23,6 +23,7 @@ def bench_like(
     settings: BenchSettings,
     task: TaskSettings,
     report: Reporter,
+    runtime: str | None = None,
 ) -> dict[str, Any]:
     """A table row as `bench_package` gives it, with `like`: the limits that held and what they do and do not tell.
 
@@ -33,7 +34,14 @@ def bench_like(
         forget_cached(package)
         try:
             found = bench_package(
-                package, rows, settings.model_copy(update={"threads": threads}), task, None, report, limit
+                package,
+                rows,
+                settings.model_copy(update={"threads": threads}),
+                task,
+                None,
+                report,
+                limit,
+                runtime=runtime,
             )
         except EdgeftError as error:
             if limit.was_full():

@@ -17,7 +17,7 @@ BITS = {  # bits per weight of block types, scales included: ggml-common.h; a Ma
     "f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q6_k": 6.5625, "q5_1": 6.0, "q5_0": 5.5, "q5_k": 5.5,
     "q4_1": 5.0, "q4_0": 4.5, "q4_k": 4.5, "iq4_nl": 4.5, "q3_k": 3.4375, "q2_k": 2.625,
 }  # fmt: skip
-CACHE_BYTES = {"gguf": 2, "onnx": 4}  # llama.cpp keeps keys and values in f16, onnxruntime on a CPU in float32
+CACHE_BYTES = {"gguf": 2, "onnx": 4, "hf": 4}  # llama.cpp keeps keys and values in f16, the others in float32
 ONNX_WIDTHS = {1: 4, 10: 2, 16: 2, 2: 1, 3: 1}  # TensorProto.DataType: float, float16, bfloat16, uint8, int8
 
 
@@ -25,7 +25,7 @@ ONNX_WIDTHS = {1: 4, 10: 2, 16: 2, 2: 1, 3: 1}  # TensorProto.DataType: float, f
 class Footprint:
     """The matrices that make one token: `layers` and `head` are weights by type."""
 
-    format: str  # gguf or onnx
+    format: str  # gguf, onnx, or hf: a model folder that torch computes in float32
     layers: dict[str, int]
     head: dict[str, int]
     decode_bytes: int  # of weights, read once per generated token
@@ -47,6 +47,8 @@ def read_footprint(package: Path) -> Footprint:
         return _gguf(package / "model.gguf")
     if (package / "model.onnx").is_file():
         return _onnx(package)
+    if (package / "config.json").is_file():
+        return _folder(package)
     raise ArtifactError(f"{package} holds neither model.gguf nor model.onnx", "name the folder of an exported package")
 
 
@@ -143,6 +145,33 @@ def _onnx(package: Path) -> Footprint:
         cache_bytes_per_token=decoder["num_hidden_layers"] * per_layer,
         vocab=int(settings["vocab_size"]),
         width=int(decoder["hidden_size"]),
+    )
+
+
+def _folder(folder: Path) -> Footprint:
+    from edgeft.formats.hf import read_config
+    from edgeft.formats.weights import open_weights
+
+    config = read_config(folder)
+    config = config.get("text_config", config)
+    with open_weights(folder) as weights:
+        sizes = {name: _count(shape) for name, shape in weights.shapes.items() if len(shape) == 2}
+        resident = 4 * sum(_count(shape) for shape in weights.shapes.values())
+    table = next(name for name in sizes if name.endswith("embed_tokens.weight"))
+    head = next((name for name in sizes if name.endswith("lm_head.weight")), table)
+    layers = sum(size for name, size in sizes.items() if name not in (table, head))
+    heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
+    per_layer = int(config.get("num_key_value_heads") or heads) * int(config.get("head_dim") or width // heads)
+    return Footprint(
+        format="hf",
+        layers={"f32": layers},
+        head={"f32": sizes[head]},
+        decode_bytes=4 * (layers + sizes[head]),
+        resident_bytes=resident,
+        tied_head_bytes=4 * sizes[head] if head == table else 0,
+        cache_bytes_per_token=int(config["num_hidden_layers"]) * per_layer * 2 * CACHE_BYTES["hf"],
+        vocab=sizes[table] // width,
+        width=width,
     )
 
 

@@ -13,7 +13,8 @@ from edgeft.bench.footprint import Footprint, read_footprint
 from edgeft.bench.predict import calibration, predict
 from edgeft.bench.predictor import Errors, load_predictor
 from edgeft.bench.profiles import Profile
-from edgeft.errors import EdgeftError
+from edgeft.bench.runtimes import RUNTIMES, runtime_of
+from edgeft.errors import ArtifactError, EdgeftError
 
 DEVICE_HEADERS = ["device", "what it is", "chip", "fast cores", "RAM GB", "for an app", "peak GB/s", "CPU level"]
 FORECAST_HEADERS = [
@@ -34,6 +35,8 @@ class Package:
 
 def open_package(path: Path) -> Package:
     """Raises ArtifactError if `path` holds no package."""
+    if RUNTIMES[runtime_of(path)].format == "hf":
+        raise ArtifactError(f"{path} is a model folder, no package for a device", "export it: edgeft run RECIPE")
     artifact = open_artifact(path) if (path / MANIFEST).is_file() else None
     name = str(artifact.manifest.made_by.get("node") or path.name) if artifact else path.name
     return Package(name, path, artifact.digest if artifact else None, read_footprint(path))

@@ -94,6 +94,8 @@ class Context:
         self.free = weakref.finalize(self, lib.llama_free, self.pointer)
         self._memory: Any = lib.llama_get_memory(self.pointer)
         self._batch_tokens: int = lib.llama_n_batch(self.pointer)
+        self._one = _Batch(np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32), np.ones(1, np.int8))
+        self._view: Logits = np.empty((0, 0), np.float32)
 
     def clear(self) -> None:
         lib.llama_memory_clear(self._memory, False)
@@ -116,29 +118,57 @@ class Context:
             return parts[0]
         return np.concatenate([np.empty((0, self.model.vocab_size), np.float32), *parts])
 
+    def decode_one(self, token: int, position: int) -> Logits:
+        """Feed one token of the first sequence; returns the logits [V]. Little is done beside llama_decode."""
+        self._one.ids[0], self._one.positions[0] = token, position
+        logits: Logits = self._run(self._one, 1)[0]
+        return logits
+
     def _decode(self, tokens: Tokens, start: int, stop: int) -> Logits:
-        ids = np.array(tokens.ids[start:stop], np.int32)
-        positions = np.array(tokens.positions[start:stop], np.int32)
-        sequences = np.array(tokens.sequences[start:stop], np.int32)
-        counts = np.ones(stop - start, np.int32)
-        addresses = sequences.ctypes.data + sequences.itemsize * np.arange(stop - start, dtype=np.uintp)
-        wanted = np.array(tokens.wanted[start:stop], np.int8)
-        batch = lib.llama_batch(
-            n_tokens=stop - start,
+        batch = _Batch(
+            np.array(tokens.ids[start:stop], np.int32),
+            np.array(tokens.positions[start:stop], np.int32),
+            np.array(tokens.sequences[start:stop], np.int32),
+            np.array(tokens.wanted[start:stop], np.int8),
+        )
+        return self._run(batch, int(batch.wanted.sum()))
+
+    def _run(self, batch: _Batch, num_wanted: int) -> Logits:
+        status = lib.llama_decode(self.pointer, batch.struct)
+        if status != 0:
+            raise RuntimeError(f"llama_decode failed with {status}: {''.join(_LOG)[-300:]}")
+        if not num_wanted:
+            return np.empty((0, self.model.vocab_size), np.float32)
+        found = lib.llama_get_logits(self.pointer)
+        # llama.cpp keeps its buffer until it needs a larger one; making a new view costs more than reading the old one.
+        same = ctypes.addressof(found.contents) == self._view.ctypes.data
+        if not same or len(self._view) != num_wanted:
+            self._view = np.ctypeslib.as_array(found, (num_wanted, self.model.vocab_size))
+        return self._view.copy()
+
+
+class _Batch:
+    """Arrays, one entry per token, and llama.cpp's struct that points to them."""
+
+    def __init__(
+        self,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        sequences: NDArray[np.int32],
+        wanted: NDArray[np.int8],
+    ) -> None:
+        self.ids, self.positions, self.wanted = ids, positions, wanted
+        counts = np.ones(len(ids), np.int32)
+        addresses = sequences.ctypes.data + sequences.itemsize * np.arange(len(ids), dtype=np.uintp)
+        self._others = sequences, counts, addresses  # kept alive
+        self.struct = lib.llama_batch(
+            n_tokens=len(ids),
             token=_pointer(ids, ctypes.c_int32),
             pos=_pointer(positions, ctypes.c_int32),
             n_seq_id=_pointer(counts, ctypes.c_int32),
             seq_id=_pointer(addresses, ctypes.POINTER(ctypes.c_int32)),
             logits=_pointer(wanted, ctypes.c_int8),
         )
-        status = lib.llama_decode(self.pointer, batch)
-        if status != 0:
-            raise RuntimeError(f"llama_decode failed with {status}: {''.join(_LOG)[-300:]}")
-        num_wanted = int(wanted.sum())
-        if not num_wanted:
-            return np.empty((0, self.model.vocab_size), np.float32)
-        view = np.ctypeslib.as_array(lib.llama_get_logits(self.pointer), (num_wanted, self.model.vocab_size))
-        return view.astype(np.float32, copy=True)
 
 
 def _pointer(array: NDArray[Any], kind: Any) -> Any:

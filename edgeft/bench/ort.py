@@ -6,8 +6,7 @@ Letters: B rows run together, S new tokens of a row, P positions, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from edgeft.bench.session import Logits, Messages, OnDraft, fed_of, own_tokens
-from edgeft.errors import DataError, ModelError
+from edgeft.bench.batched import SLOTS, BatchedSession, Part
+from edgeft.bench.session import Logits
+from edgeft.errors import ModelError
 from edgeft.text.chat import ChatTokenizer
-from edgeft.text.prefix import common_prefix
 
-SLOTS = 16  # rows decoded together
 CACHE_BYTES = 1 << 29  # most memory of the batch's keys and values; long rows get fewer slots
 PAST, PRESENT = "past_key_values.", "present."
 DTYPES: dict[str, type[np.floating[Any]]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -55,14 +53,14 @@ class _Cache:
             array[target, :, :num_tokens] = array[source, :, :num_tokens]
 
 
-class OrtSession:
+class OrtSession(BatchedSession):
     """`Session` over a graph as onnxruntime-genai's builder writes it. `context` is the longest row in tokens."""
 
     runtime = "onnxruntime"
     build = f"onnxruntime {ort.__version__}: {ort.get_build_info()}"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
-        decoder = _read_decoder(path.parent / "genai_config.json")
+        decoder = read_decoder(path.parent / "genai_config.json")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong comes as an exception
@@ -72,11 +70,11 @@ class OrtSession:
             raise ModelError(f"onnxruntime cannot load {path}: {error}", "export the package again") from error
         self._has_positions = any(i.name == "position_ids" for i in self._session.get_inputs())
         self._head_size = int(decoder["head_size"])
-        self._context_tokens = context
-        self._chat = ChatTokenizer.from_folder(path.parent)
+        self.context_tokens = context
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
-        self.stop_ids = self._chat.stop_ids
-        self._single = self._make_cache(1, context)
+        chat = ChatTokenizer.from_folder(path.parent)
+        self.text, self.stop_ids = chat, chat.stop_ids
+        self._single = _Cache(self._session, self._head_size, 1, context)
         self._num_past = 0
 
     def close(self) -> None:
@@ -94,116 +92,23 @@ class OrtSession:
         return self._extend([token])
 
     def _extend(self, ids: Sequence[int]) -> Logits:
+        self.check_length(self._num_past + len(ids))
         logits: Logits = self._feed(self._single, 0, self._num_past, ids)[-1]
         self._num_past += len(ids)
         return logits
 
-    def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
-        """As the protocol says. A row alone fills the matrix products: there is no padding, the prefix is shared."""
-        prefix = common_prefix([ids[: min(at)] for ids, at in rows if at])
-        cache = self._make_cache(1, self._context_tokens)
-        if prefix:
-            self._feed(cache, 0, 0, prefix)
-        for ids, at in rows:
-            if not at:
-                yield np.empty((0, self.vocab_size), np.float32)
-                continue
-            logits_SV = self._feed(cache, 0, len(prefix), ids[len(prefix) : max(at) + 1])
-            yield logits_SV[np.array(at) - len(prefix)]
-
-    def replay(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
-        if not rows:
-            return
-        cache = self._batch_cache(len(rows), max(len(ids) for ids, _ in rows))
-        for start in range(0, len(rows), cache.slots):
-            yield from self._replay_together(cache, rows[start : start + cache.slots])
-
-    def _replay_together(self, cache: _Cache, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Logits]:
-        # The longest answers come first: those that still run are then always the first slots.
-        order = sorted(range(len(rows)), key=lambda n: rows[n][1][0] - rows[n][1][-1])
-        found: list[list[Logits]] = [[] for _ in rows]
-        for slot, number in enumerate(order):
-            ids, at = rows[number]
-            found[number].append(self._feed(cache, slot, 0, ids[: at[0] + 1])[-1])
-        for step in range(1, max(at[-1] - at[0] for _, at in rows) + 1):
-            running = [n for n in order if rows[n][1][0] + step <= rows[n][1][-1]]
-            now = [rows[n][1][0] + step for n in running]
-            tokens = [rows[n][0][at] for n, at in zip(running, now, strict=True)]
-            for number, logits_V in zip(running, self._step_all(cache, tokens, [at + 1 for at in now]), strict=True):
-                found[number].append(logits_V)
-        return [np.stack(logits)[np.array(at) - at[0]] for logits, (_, at) in zip(found, rows, strict=True)]
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        drafts: Sequence[Sequence[int]] = (),
-        on_draft: OnDraft | None = None,
-    ) -> list[list[int]]:
-        """As the protocol says; an answer also ends where the context is full."""
-        answers: list[list[int]] = [[] for _ in prompts]
-        if not prompts or (max_new_tokens < 1 and not drafts):
-            return answers
-        fed = [fed_of(draft, self.stop_ids) for draft in drafts or [()] * len(prompts)]
-        longest = max(len(ids) + max(max_new_tokens, len(draft), 1) for ids, draft in zip(prompts, fed, strict=True))
-        cache = self._batch_cache(len(prompts), min(longest, self._context_tokens))
-        prefix = common_prefix([ids[:-1] for ids in prompts])
-        prefix_slot = cache.slots - 1
-        if prefix:
-            self._feed(cache, prefix_slot, 0, prefix)
-        waiting = deque(range(len(prompts)))
-        running: list[int] = []  # the row in each slot from 0 on
-        while waiting or running:
-            while waiting and len(running) < prefix_slot:
-                row, slot = waiting.popleft(), len(running)
-                cache.copy(prefix_slot, slot, len(prefix))
-                new = [*prompts[row][len(prefix) :], *fed[row]]
-                logits_PV = self._feed(cache, slot, len(prefix), new)[-1 - len(fed[row]) :]
-                if on_draft:
-                    on_draft(row, logits_PV[: len(drafts[row])])
-                said = own_tokens(fed[row], logits_PV)
-                if self._take(answers[row], said, len(prompts[row]), max_new_tokens):
-                    running.append(row)
-            lengths = [len(prompts[row]) + len(answers[row]) for row in running]
-            logits_BV = self._step_all(cache, [answers[row][-1] for row in running], lengths)
-            for slot in reversed(range(len(running))):  # a finished row's slot is filled by the last one
-                row = running[slot]
-                said = own_tokens((), logits_BV[slot : slot + 1])
-                if not self._take(answers[row], said, len(prompts[row]), max_new_tokens):
-                    last = len(running) - 1
-                    if slot != last:
-                        cache.copy(last, slot, lengths[last])
-                        running[slot], lengths[slot] = running[last], lengths[last]
-                    running.pop()
-        return answers
-
-    def _take(self, answer: list[int], said: Sequence[int], num_prompt: int, max_new_tokens: int) -> bool:
-        """Add what the model said to an answer; False if the answer has ended."""
-        for token in said:
-            if token in self.stop_ids or len(answer) == max_new_tokens:
-                return False
-            answer.append(token)
-        return len(answer) < max_new_tokens and num_prompt + len(answer) <= self._context_tokens
-
-    def prompt_ids(self, messages: Messages) -> list[int]:
-        return self._chat.prompt_ids(messages)
-
-    def text_ids(self, text: str) -> list[int]:
-        return list(self._chat.tokenizer.encode(text, add_special_tokens=True).ids)
-
-    def answer_ids(self, text: str) -> list[int]:
-        return self._chat.answer_ids(text)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._chat.decode(ids)
+    def open_slots(self, prefix: Sequence[int], num_rows: int, longest: int) -> OrtSlots:
+        """Slots for as many rows as memory allows, and one more for the prefix."""
+        row_bytes = sum(
+            i.shape[1] * self._head_size * longest * np.dtype(DTYPES[i.type]).itemsize
+            for i in self._session.get_inputs()
+            if i.name.startswith(PAST)
+        )
+        number = max(1, min(SLOTS, num_rows, CACHE_BYTES // row_bytes))
+        return OrtSlots(self, _Cache(self._session, self._head_size, number + 1, longest), prefix)
 
     def _feed(self, cache: _Cache, slot: int, num_past: int, ids: Sequence[int]) -> Logits:
         """Feed tokens to one row; returns the logits [S, V] after each."""
-        if num_past + len(ids) > cache.length:
-            raise DataError(
-                f"a row needs {num_past + len(ids)} tokens; the session was opened for {self._context_tokens}",
-                "shorten the row or open the package with a larger context",
-            )
         lengths = np.array([num_past + len(ids)])
         logits: Logits = self._run(cache.binding(slot, slot + 1), np.array([ids], np.int64), lengths)[0]
         return logits
@@ -228,20 +133,57 @@ class OrtSession:
         self._session.run_with_iobinding(binding)
         return logits
 
-    def _make_cache(self, slots: int, length: int) -> _Cache:
-        return _Cache(self._session, self._head_size, slots, length)
 
-    def _batch_cache(self, num_rows: int, length: int) -> _Cache:
-        """Slots for as many rows as memory allows, and one more, the last, for the common prefix."""
-        row_bytes = sum(
-            i.shape[1] * self._head_size * length * np.dtype(DTYPES[i.type]).itemsize
-            for i in self._session.get_inputs()
-            if i.name.startswith(PAST)
-        )
-        return self._make_cache(1 + max(1, min(SLOTS, num_rows, CACHE_BYTES // row_bytes)), length)
+class OrtSlots:
+    """`Slots` as rows of one batch. Rows that run together are the first ones of the cache, and none is padded.
+
+    A product with one row's new tokens is large enough: new rows are fed one by one, single steps together.
+    """
+
+    def __init__(self, session: OrtSession, cache: _Cache, prefix: Sequence[int]) -> None:
+        self._session, self._cache, self._num_prefix = session, cache, len(prefix)
+        self.number = cache.slots - 1
+        self._prepared = 0  # so many places of the cache begin with the prefix, whatever comes after it
+        self._order: list[int] = []  # the slot whose row is in each place from 0 on
+        self._lengths: dict[int, int] = {}
+        if prefix:
+            session._feed(cache, self.number, 0, prefix)
+
+    def begin(self, slot: int) -> None:
+        place = len(self._order)
+        if place == self._prepared:
+            self._cache.copy(self.number, place, self._num_prefix)
+            self._prepared += 1
+        self._order.append(slot)
+        self._lengths[slot] = self._num_prefix
+
+    def feed(self, parts: Sequence[Part]) -> list[Logits]:
+        places = {slot: place for place, slot in enumerate(self._order)}
+        running = [p for p in parts if len(p.ids) == 1 and self._lengths[p.slot] > self._num_prefix]
+        running.sort(key=lambda part: places[part.slot])
+        together = running if [places[p.slot] for p in running] == list(range(len(running))) else []
+        logits_BV = self._session._step_all(self._cache, [p.ids[0] for p in together], [p.start + 1 for p in together])
+        found = {part.slot: logits_BV[n : n + 1] for n, part in enumerate(together)}
+        for part in parts:
+            if part.slot not in found:
+                logits_SV = self._session._feed(self._cache, places[part.slot], part.start, part.ids)
+                found[part.slot] = logits_SV[np.array(part.wanted) - part.start]
+            self._lengths[part.slot] = part.start + len(part.ids)
+        return [found[part.slot] for part in parts]
+
+    def cut(self, slot: int, length: int) -> None:
+        self._lengths[slot] = length  # what stands behind is never looked at, and written over
+
+    def free(self, slot: int) -> None:
+        """The last row moves to the place that becomes free."""
+        place, last = self._order.index(slot), self._order.pop()
+        if last != slot:
+            self._cache.copy(len(self._order), place, self._lengths[last])
+            self._order[place] = last
+        del self._lengths[slot]
 
 
-def _read_decoder(path: Path) -> dict[str, Any]:
+def read_decoder(path: Path) -> dict[str, Any]:
     """The decoder's facts from genai_config.json."""
     if not path.is_file():
         raise ModelError(f"{path.parent} has no {path.name}", "export the package again; edgeft writes this file")

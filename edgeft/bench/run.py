@@ -21,11 +21,11 @@ from edgeft.bench.follow import Follower
 from edgeft.bench.footprint import read_footprint
 from edgeft.bench.host import physical_cores
 from edgeft.bench.like import Confinement
-from edgeft.bench.session import SESSIONS
+from edgeft.bench.runtimes import RUNTIMES, runtime_of
 from edgeft.bench.table import ACCURACY_FIELDS, SAVED_FIELDS, make_row
 from edgeft.bench.task import Task
 from edgeft.bench.worker import Spec, spec_json
-from edgeft.errors import ArtifactError, EdgeftError
+from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
 from edgeft.recipe import BenchSettings, TaskSettings
 
@@ -33,7 +33,7 @@ Rows = Sequence[dict[str, Any]]
 STDERR_LINES = 12
 PARTS = ("rows", "details", "choices", "samples", "host")  # of what the worker gives
 NO_ROWS = "no test rows were given"
-FORMATS = {"model.gguf": "gguf", "model.onnx": "onnx"}
+NO_PACKAGE = "a model folder, computed in float32: what packages are compared with"
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,12 @@ def bench_package(
     limit: Confinement | None = None,
     strict: bool = False,
     extras: Extras | None = None,
+    runtime: str | None = None,
 ) -> dict[str, Any]:
     """Measure the package in folder `package` in a fresh process.
 
-    `rows` are test rows (None: speed alone), `extras` what else is asked. The process starts under `limit`, and then
+    `rows` are test rows (None: speed alone), `extras` what else is asked; `runtime` is a name of `RUNTIMES`, None takes
+    the first that can run the package. The process starts under `limit`, and then
     maps no weights and has no cold start. Returns {"row": a table row, "rows": per test row, "details": what lies under
     the figures, "choices": what multiple choice found, or None, "samples": raw timings, "host": facts}.
     Raises ArtifactError if the folder is no package, EdgeftError if the worker fails, or, with `strict`, if the machine
@@ -77,7 +79,7 @@ def bench_package(
     threads = settings.threads or physical_cores()
     if strict:
         refuse_busy(threads)
-    facts = package_facts(package)
+    facts = package_facts(package, runtime)
     ceiling = roofline.ceiling(read_footprint(package), machine.probe(threads), settings.prompt_tokens)
     report.note(ceiling.text())
     parsed = Task(task.label, task.fields, task.escalation)
@@ -93,6 +95,7 @@ def bench_package(
             replaced=tuple(few_shot_prefix(shots.rows, parsed, shots.replaced)) if shots else (),
             mmap=limit is None,
             cold=limit is None,
+            runtime=runtime,
         )
         measured = run_worker(spec, folder, report, limit.prefix if limit else ())
     _tell(package, measured["conditions"]["marks"], strict, report)
@@ -129,12 +132,15 @@ def _tell(package: Path, marks: Sequence[str], strict: bool, report: Reporter) -
         report.note(f"doubtful timings: {mark}")
 
 
-def time_package(package: Path, settings: BenchSettings, strict: bool = False) -> dict[str, float]:
+def time_package(
+    package: Path, settings: BenchSettings, strict: bool = False, runtime: str | None = None
+) -> dict[str, float]:
     """Speed and memory alone, of one fresh process, with `settings.repeats` repeats. Raises like `bench_package`."""
     if strict:
         refuse_busy(settings.threads or physical_cores())
     with tempfile.TemporaryDirectory(prefix="edgeft-bench-") as scratch:
-        spec = replace(_spec(package, Path(scratch), settings, TaskSettings()), seconds=0.0, cold=False)
+        spec = _spec(package, Path(scratch), settings, TaskSettings())
+        spec = replace(spec, seconds=0.0, cold=False, runtime=runtime)
         figures: dict[str, float] = run_worker(spec, Path(scratch), Reporter("bench"))["figures"]
     return figures
 
@@ -177,22 +183,26 @@ def _saved(figures: dict[str, Any]) -> dict[str, str]:
     return {}
 
 
-def package_facts(package: Path) -> dict[str, Any]:
-    """What is known of a package without running it: `values` for the table and the reasons of `absent` ones."""
-    kind = next((FORMATS[name] for name in SESSIONS if (package / name).is_file()), None)
-    if kind is None:
-        raise ArtifactError(f"{package} holds none of {', '.join(SESSIONS)}", "name the folder of an exported package")
+def package_facts(package: Path, runtime: str | None = None) -> dict[str, Any]:
+    """What is known of a package without running it: `values` for the table and the reasons of `absent` ones.
+
+    Raises ArtifactError if there is nothing in the folder that `runtime` (None: any) can run.
+    """
+    kind = RUNTIMES[runtime_of(package, runtime)].format
     values: dict[str, Any] = {"format": kind}
     if (package / MANIFEST).is_file():
         artifact = open_artifact(package)
-        known = ("format", "quant", "bytes", "bits_per_weight", "kl_mean", "top1")
+        known = ("format", "quant", "bytes", "bits_per_weight", "kl_mean", "top1") if kind != "hf" else ()
         values |= {key: artifact.metrics[key] for key in known if artifact.metrics.get(key) is not None}
         values["digest"] = artifact.digest
+    if kind == "hf":
+        values["quant"] = "fp32"
     if "bytes" not in values:
         sizes = {name: entry.size for name, entry in scan_files(package).items()}
         values["bytes"] = sum(size for name, size in sizes.items() if not name.startswith(LOG_DIR + "/"))
     unknown = ("quant", "digest", "bits_per_weight", "kl_mean", "top1")
-    absent = {key: "the package's manifest does not say" for key in unknown if key not in values}
+    reason = NO_PACKAGE if kind == "hf" else "the package's manifest does not say"
+    absent = {key: reason for key in unknown if key not in values}
     return {"values": values, "absent": absent}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeft.errors import ArtifactError
+from edgeft.bench.runtimes import RUNTIMES, runtime_of
 
 Logits = NDArray[np.float32]
 OnDraft = Callable[[int, Logits], None]
@@ -20,7 +20,7 @@ Messages = Sequence[dict[str, Any]]  # {"role": "system" | "user" | "assistant",
 class Session(Protocol):
     """A package loaded into its runtime. V is the vocabulary size, P a number of positions."""
 
-    runtime: str  # "llama.cpp" or "onnxruntime"
+    runtime: str  # the library's name
     build: str  # the runtime's version and build flags
     vocab_size: int
     stop_ids: frozenset[int]  # end of turn, end of text
@@ -70,38 +70,17 @@ class Session(Protocol):
         """Give the memory back; the session is of no use afterwards."""
 
 
-def fed_of(draft: Sequence[int], stop_ids: frozenset[int]) -> Sequence[int]:
-    """The tokens of a draft that are fed: nothing follows a stop token at its end."""
-    return draft[:-1] if draft and draft[-1] in stop_ids else draft
-
-
-def own_tokens(fed: Sequence[int], logits_PV: Logits) -> list[int]:
-    """What the model itself says, given the logits [P, V] before each of the fed tokens and after the last.
-
-    Its own tokens as long as they are those that were fed, and the one with which it leaves them.
-    """
-    likeliest: list[int] = logits_PV.argmax(axis=1).tolist()
-    same = next((i for i, token in enumerate(fed) if token != likeliest[i]), len(fed))
-    return likeliest[: same + 1]
-
-
-SESSIONS = {  # the file that gives a package its format -> the session that runs it
-    "model.gguf": "edgeft.bench.llamacpp:LlamaCppSession",
-    "model.onnx": "edgeft.bench.ort:OrtSession",
-}
-
-
-def open_session(package: Path, threads: int, context: int = 2048, mmap: bool = True) -> Session:
+def open_session(
+    package: Path, threads: int, context: int = 2048, mmap: bool = True, runtime: str | None = None
+) -> Session:
     """Load the package in folder `package`; `context` is the longest row in tokens.
 
-    Without `mmap` llama.cpp reads its file into memory of its own; onnxruntime has no such choice.
-
-    Raises ArtifactError if the folder holds no known package or its runtime is not installed.
+    Without `mmap` llama.cpp reads its file into memory of its own; the others have no such choice. `runtime` is a name
+    of `RUNTIMES`; None takes the first that can run the package.
+    Raises ArtifactError if the folder holds no known package, or one that `runtime` cannot run.
     """
-    for name, target in SESSIONS.items():
-        if (package / name).is_file():
-            module, _, cls = target.partition(":")
-            choice = {} if mmap or name != "model.gguf" else {"mmap": False}
-            session: Session = getattr(import_module(module), cls)(package / name, threads, context, **choice)
-            return session
-    raise ArtifactError(f"{package} holds none of {', '.join(SESSIONS)}", "name the folder of an exported package")
+    name = runtime_of(package, runtime)
+    module, _, cls = RUNTIMES[name].session.partition(":")
+    choice = {} if mmap or name != "llama.cpp" else {"mmap": False}
+    session: Session = getattr(import_module(module), cls)(package / RUNTIMES[name].file, threads, context, **choice)
+    return session

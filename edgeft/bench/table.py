@@ -9,8 +9,8 @@ Row = dict[str, Any]
 
 ACCURACY_FIELDS = (
     "n", "n_json", "n_reply", "json_valid", "intent_accuracy", "intent_macro_f1", "joint_exact_match", "reply_chrf",
-    "perplexity", "perplexity_95", "ece", "escalation_precision", "escalation_recall", "request_tokens",
-    "answer_tokens",
+    "reply_rouge_l", "perplexity", "perplexity_95", "ece", "escalation_precision", "escalation_recall",
+    "request_tokens", "answer_tokens",
 )  # fmt: skip
 SPEED_FIELDS = (
     "load_s", "cold_load_s", "ttft_s", "cold_ttft_s", "prefill_tps", "decode_tps", "decode_ms_p50", "decode_ms_p90",
@@ -22,7 +22,8 @@ FIELDS = (
     *SAVED_FIELDS, "kl_mean", "top1", "package", "conditions",
 )  # fmt: skip
 NAMES = ("teacher", "student", "base_fewshot", "svm")  # order in the table; other names follow
-FORMATS = ("gguf", "onnx")
+FORMATS = ("hf", "gguf", "onnx")
+USUAL = {"gguf": "llama.cpp", "onnx": "onnxruntime", "hf": "torch"}  # the runtime that goes without saying
 DASH = "—"
 
 # header, field, unit factor, decimals; a percentage has the factor 100
@@ -43,6 +44,7 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("macro-F1 %", "intent_macro_f1", 100, 1),
     ("JSON %", "json_valid", 100, 1),
     ("reply chrF", "reply_chrf", 1, 1),
+    ("reply ROUGE-L", "reply_rouge_l", 1, 1),
     ("perplexity", "perplexity", 1, 3),
     ("ECE %", "ece", 100, 1),
     ("escalated %", "escalation_recall", 100, 1),
@@ -80,8 +82,10 @@ def in_order(rows: Iterable[Row]) -> list[Row]:
 
 
 def package_label(row: Row) -> str:
-    """'gguf q8_0', or a dash for what is no package."""
-    return " ".join(part for part in (row["format"], row["quant"]) if part) or DASH
+    """'gguf q8_0', 'onnx int8 in onnxruntime-genai', or a dash for what is no package."""
+    other = row["format"] and row.get("runtime") not in (None, USUAL.get(row["format"]))
+    parts = (row["format"], row["quant"], f"in {row['runtime']}" if other else None)
+    return " ".join(part for part in parts if part) or DASH
 
 
 def cell(row: Row, field: str, scale: float = 1, decimals: int = 1) -> str:

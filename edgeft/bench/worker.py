@@ -18,7 +18,8 @@ from typing import Any
 
 from edgeft.bench import conditions, speed
 from edgeft.bench.host import host_facts
-from edgeft.bench.session import SESSIONS, Session, open_session
+from edgeft.bench.runtimes import RUNTIMES, runtimes_of
+from edgeft.bench.session import Session, open_session
 from edgeft.errors import EdgeftError
 
 FILLER = "The quick brown fox jumps over the lazy dog."  # a prompt to time when there are no rows
@@ -49,6 +50,7 @@ class Spec:
     cold: bool = True
     grammar: str | None = None  # GBNF to hold some answers to, beside the free ones
     choices: tuple[tuple[str, tuple[str, ...], int], ...] = ()  # multiple choice: query, choices, gold
+    runtime: str | None = None  # None: the first that can run the package
 
 
 def run(spec: Spec) -> dict[str, Any]:
@@ -57,7 +59,7 @@ def run(spec: Spec) -> dict[str, Any]:
     rows = _read_rows(spec.rows)
     package = Path(spec.package)
     context = speed.context_needed(spec.prompt_tokens, spec.decode_tokens)
-    import_s = _import_runtime(package)
+    import_s = _import_runtime(package, spec.runtime)
     if spec.mmap:
         _read_through(package)
     start = time.perf_counter()
@@ -121,7 +123,7 @@ def _measure_cold(result: dict[str, Any], package: Path, prompt: list[int], spec
         with path.open("rb") as f:
             os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     start = time.perf_counter()
-    session = open_session(package, spec.threads, context)
+    session = _open(spec, context)
     loaded = time.perf_counter()
     session.prefill(prompt)
     result["figures"] |= {"cold_load_s": loaded - start, "cold_ttft_s": time.perf_counter() - loaded}
@@ -158,7 +160,9 @@ def peak_rss() -> tuple[int, str]:
 
 
 def _open(spec: Spec, context: int = 2048) -> Session:
-    choice = {} if spec.mmap else {"mmap": False}
+    choice: dict[str, Any] = {} if spec.mmap else {"mmap": False}
+    if spec.runtime:
+        choice["runtime"] = spec.runtime
     return open_session(Path(spec.package), spec.threads, context, **choice)
 
 
@@ -207,12 +211,12 @@ def _hold(session: Session, cases: list[Any], free: list[dict[str, Any]], task: 
     )
 
 
-def _import_runtime(package: Path) -> float:
+def _import_runtime(package: Path, wanted: str | None) -> float:
     """Seconds to import the package's runtime; an unknown package is `open_session`'s error."""
     start = time.perf_counter()
-    for name, target in SESSIONS.items():
-        if (package / name).is_file():
-            import_module(target.partition(":")[0])
+    for name in runtimes_of(package):
+        if wanted in (None, name):
+            import_module(RUNTIMES[name].session.partition(":")[0])
             break
     return time.perf_counter() - start
 

@@ -66,6 +66,12 @@ class ChatTokenizer:
         return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
 
     @cached_property
+    def start_id(self) -> int:
+        """The token that stands for the beginning of a text: BOS, or end of text in a model without one."""
+        found = (self.tokenizer.token_to_id(text) for text in (self.bos_token, self.eos_token) if text)
+        return next((i for i in found if i is not None), self.pad_id)
+
+    @cached_property
     def end_id(self) -> int:
         """One more than the largest token id: what a model's output has beyond it stands for no token (padding)."""
         return 1 + max(self.tokenizer.get_vocab(with_added_tokens=True).values())
@@ -97,6 +103,10 @@ class ChatTokenizer:
         """Token ids of a conversation up to where the assistant answers. No text in it becomes a special token."""
         hidden = self.hide(list(messages))
         return self.encode_text(self.render(hidden.value, add_generation_prompt=True), hidden.originals)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of plain text, as its beginning: with the tokens that the model's tokenizer puts in front."""
+        return list(self.tokenizer.encode(text, add_special_tokens=True).ids)
 
     def answer_ids(self, text: str) -> list[int]:
         """Token ids of an answer with the end-of-turn token after it."""

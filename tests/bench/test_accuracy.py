@@ -80,8 +80,11 @@ def test_a_field_too_many_is_a_miss(fake_session: Any) -> None:
 def test_the_reply_is_scored_without_the_json_line(fake_session: Any) -> None:
     rows = [row("a", answer("x", reply="Your parcel is on its way."))]
     session = fake_session({"a": answer("wrong", reply="Your parcel is late.")})
-    score = measured(session, rows).rows[0]["chrf"]
+    found = measured(session, rows)
+    score = found.rows[0]["chrf"]
     assert score == pytest.approx(sentence_chrf("Your parcel is late.", ["Your parcel is on its way."]).score)
+    assert found.rows[0]["rouge_l"] == pytest.approx(100 * 2 * 3 / (4 + 6))
+    assert found.figures["reply_rouge_l"][0] == found.rows[0]["rouge_l"] and found.figures["n_reply"] == 1
 
 
 def test_perplexity_is_one_over_the_probability_of_the_reference_tokens(fake_session: Any) -> None:
@@ -135,8 +138,9 @@ def test_references_without_json_leave_these_figures_out_with_a_reason(fake_sess
 
 def test_references_without_a_reply_leave_chrf_out_with_a_reason(fake_session: Any) -> None:
     found = measured(fake_session({}), [row("a", answer("x", reply=""))])
-    assert found.figures["reply_chrf"] is None
-    assert "reply" in found.absent["reply_chrf"]
+    for name in ("reply_chrf", "reply_rouge_l"):
+        assert found.figures[name] is None
+        assert "reply" in found.absent[name]
 
 
 def test_a_prefix_takes_the_place_of_the_system_message(fake_session: Any) -> None:

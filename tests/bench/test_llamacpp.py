@@ -6,7 +6,7 @@ from pathlib import Path
 import llama_cpp
 import pytest
 
-from edgeft.bench import llamacpp
+from edgeft.bench import batched, llamacpp
 from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.bench.session import open_session
 from edgeft.errors import ModelError
@@ -47,7 +47,7 @@ def test_rows_scored_together_do_not_see_one_another(session: LlamaCppSession) -
 
 
 def test_a_long_batch_is_split_into_calls(session: LlamaCppSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llamacpp, "SCORE_TOKENS", 60)
+    monkeypatch.setattr(batched, "CALL_TOKENS", 60)
     checks.scores_rows_of_a_batch_as_if_alone(session)
 
 
