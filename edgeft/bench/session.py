@@ -85,9 +85,9 @@ def own_tokens(fed: Sequence[int], logits_PV: Logits) -> list[int]:
     return likeliest[: same + 1]
 
 
-SESSIONS = {  # the file that gives a package its format -> the session that runs it
+SESSIONS = {  # the file that gives a package its format -> what opens a session on it
     "model.gguf": "edgeft.bench.llamacpp:LlamaCppSession",
-    "model.onnx": "edgeft.bench.ort:OrtSession",
+    "model.onnx": "edgeft.bench.ort:open_graph",
 }
 
 
@@ -100,8 +100,8 @@ def open_session(package: Path, threads: int, context: int = 2048, mmap: bool = 
     """
     for name, target in SESSIONS.items():
         if (package / name).is_file():
-            module, _, cls = target.partition(":")
+            module, _, opener = target.partition(":")
             choice = {} if mmap or name != "model.gguf" else {"mmap": False}
-            session: Session = getattr(import_module(module), cls)(package / name, threads, context, **choice)
+            session: Session = getattr(import_module(module), opener)(package / name, threads, context, **choice)
             return session
     raise ArtifactError(f"{package} holds none of {', '.join(SESSIONS)}", "name the folder of an exported package")
