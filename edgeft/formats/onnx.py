@@ -53,7 +53,7 @@ def save_graph(model: onnx.ModelProto, out: Path) -> None:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy everything but graph and weights from one ONNX package to another of the same model."""
+    """Copy everything but graph, weights and other forms of them from one ONNX package to another of the same model."""
     copy_files(source, out, (SETTINGS, *MODEL_FILES))
 
 
