@@ -14,6 +14,8 @@ PEER   := trl==1.16.0
 PEERS  := $(VENV)/peers-llama
 # What bench-speed compares accuracies with, and what it needs beyond constraints.txt.
 HARNESS := $(VENV)/peers-lm-eval
+# optimum's exporter, whose pins exclude edgeft's; a second way to write ONNX.
+OPTIMUM := $(VENV)/optimum
 STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF \
   -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_BUILD_TESTS=OFF \
   -DLLAMA_BUILD_EXAMPLES=OFF
@@ -21,7 +23,7 @@ STATIC := -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DLLAMA_CURL=OFF -D
 TWO     = $(if $(findstring jobserver,$(MAKEFLAGS)),,-j2)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench bench-speed bench-training bench-distill bench-targets bench-export peers test test-all check docs clean
+.PHONY: help setup bench bench-speed bench-training bench-distill bench-targets bench-export peers optimum test test-all check docs clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## / {printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -99,6 +101,15 @@ $(PEERS)/.ready: constraints.txt
 	  || { tail -n 20 $(PEERS)/cmake.log; exit 1; }
 	@cmake --build $(PEERS)/llama.cpp/build --target llama-perplexity llama-quantize llama-bench --parallel 2 \
 	  > $(PEERS)/build.log 2>&1 || { tail -n 20 $(PEERS)/build.log; exit 1; }
+	@touch $@
+
+optimum: setup $(OPTIMUM)/.ready ## optimum's ONNX exporter in an environment of its own, for `exporter: optimum` (1.3 GB)
+
+$(OPTIMUM)/.ready: constraints-optimum.txt
+	@echo "optimum: environment in $(OPTIMUM)"
+	@rm -rf $(OPTIMUM)
+	@$(PYTHON) -m venv $(OPTIMUM)
+	@$(OPTIMUM)/bin/python -m pip --disable-pip-version-check -q install -r constraints-optimum.txt
 	@touch $@
 
 test: setup ## Fast tests

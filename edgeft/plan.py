@@ -6,12 +6,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from edgeft.recipe import (
     BaseSettings,
     BenchSettings,
     DistillSettings,
+    ExportSettings,
+    MergeSettings,
     Precision,
     Recipe,
     Settings,
@@ -33,8 +35,20 @@ class ExportNode(Settings):
     quant: str
     max_kl: float
     max_tail: float = 10.0
+    name: str | None = None  # what apps show of a GGUF file
     int4_blocks: tuple[int, ...] = (32,)
     tensor_types: tuple[tuple[str, str], ...] = ()  # rule, type; the first rule that fits counts
+    exporter: Literal["builder", "optimum"] = "builder"
+    alignment: int | None = None
+    static: int | None = None
+    ort: bool = False
+
+
+class MergeNode(Settings):
+    """What `stages/merge.py` does."""
+
+    merge: MergeSettings = MergeSettings()
+    bits: Literal[4, 8] | None = None  # of the narrowest package that is made of the result
 
 
 class ShapeNode(Settings):
@@ -160,7 +174,9 @@ class _Graph:
             unanswered = TransferNode(transfer=data.transfer, system=data.system)
             self.add("transfer", "transfer", unanswered, {"dataset": DATA}, _on_disk(transfer=data.transfer))
         self.add(ADAPTER, "train", recipe.train, {"model": BASE, "dataset": DATA})
-        self.add(TEACHER, "merge", recipe.merge, {"model": BASE, "adapter": ADAPTER, "dataset": DATA})
+        others = {f"adapter {n}": Path(other.adapter) for n, other in enumerate(recipe.merge.adapters, 1)}
+        merging = MergeNode(merge=recipe.merge, bits=_fewest_bits(recipe.export))
+        self.add(TEACHER, "merge", merging, {"model": BASE, "adapter": ADAPTER, "dataset": DATA}, others)
 
     def add_student(self) -> str:
         """Everything from the teacher to the healed student, whose node is returned."""
@@ -220,11 +236,14 @@ class _Graph:
                 measured = {"model": model, "dataset": DATA}
                 inputs["importance"] = self.add(f"importance-{model_name}", "importance", rows, measured)
         max_kl = export.max_kl[quant]  # type: ignore[index]
-        blocks = {"int4_blocks": export.int4_blocks} if quant == "int4" else {}
-        config = ExportNode(
-            format=fmt, quant=quant, max_kl=max_kl, max_tail=export.max_tail, tensor_types=rules, **blocks
-        )
-        return self.add(f"{model_name}-{fmt}-{quant}", "export", config, inputs)
+        blocks: dict[str, Any] = {"int4_blocks": export.int4_blocks} if quant == "int4" else {}
+        config: dict[str, Any] = {"max_kl": max_kl, "max_tail": export.max_tail, "tensor_types": rules, **blocks}
+        if fmt == "onnx":
+            config |= _onnx_forms(export)
+        elif quant in UNQUANTISED:
+            config["name"] = f"{self.recipe.name}-{model_name}"
+        node = ExportNode(format=fmt, quant=quant, **config)
+        return self.add(f"{model_name}-{fmt}-{quant}", "export", node, inputs)
 
     def add_benches(self, packages: dict[str, str]) -> list[str]:
         """The measurement of each package, and of the two floors beside them."""
@@ -255,6 +274,21 @@ class _Graph:
 def _on_disk(**named: str | None) -> dict[str, Path]:
     """Those settings that name a file or folder."""
     return {name: Path(value) for name, value in named.items() if value and Path(value).is_absolute()}
+
+
+def _onnx_forms(export: ExportSettings) -> dict[str, Any]:
+    return {
+        "exporter": export.exporter,
+        "alignment": export.onnx_alignment,
+        "static": export.onnx_static,
+        "ort": export.onnx_ort,
+    }
+
+
+def _fewest_bits(export: ExportSettings) -> Literal[4, 8] | None:
+    """About how many bits the narrowest package's weights have."""
+    quants = {*export.gguf, *export.onnx} - {"f32", "f16", "bf16", "fp32", "fp16"}
+    return 4 if quants - {"q8_0", "int8"} else 8 if quants else None
 
 
 def _answers(recipe: Recipe) -> AnswersNode:

@@ -152,13 +152,28 @@ class TrainSettings(LoopSettings):
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
+class OtherAdapter(Settings):
+    """An adapter trained on the same base, by edgeft or PEFT."""
+
+    adapter: str
+    """Its folder, with adapter_config.json and adapter_model.safetensors."""
+    weight: float = 1.0
+    """What its update is multiplied by."""
+
+
 class MergeSettings(Settings):
     """Folding the adapter into weights."""
 
-    into: Literal["dequantized", "original"] = "dequantized"
-    """The weights qlora's adapter is added to: the 4-bit base it was trained against, or the original ones."""
+    into: Literal["auto", "dequantized", "original", "per_layer"] = "auto"
+    """What qlora's adapter is added to: the 4-bit base it was trained against, the original, or either by layer."""
     strength: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     """How much of what was learned is added: 1 is all, less forgets less; auto measures on the validation rows."""
+    adapters: tuple[OtherAdapter, ...] = ()
+    """Other adapters of the same base that are merged with the trained one, whose weight is 1."""
+    combine: Literal["linear", "ties", "dare_linear", "dare_ties"] = "linear"
+    """linear adds them up; ties keeps what is large and agrees in sign; dare drops entries by chance."""
+    density: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of each update's entries that ties and dare keep."""
 
 
 class StudentSettings(Settings):
@@ -281,6 +296,14 @@ class ExportSettings(Settings):
     """ONNX precisions for onnxruntime; fp16 is stored in half precision and computed in single."""
     int4_blocks: Annotated[tuple[Literal[16, 32, 64, 128], ...], Field(min_length=1)] = (32,)
     """Weights per scale that are tried for int4, each with zero points and without; what uses its bits best is kept."""
+    exporter: Literal["builder", "optimum"] = "builder"
+    """Who writes ONNX graphs: onnxruntime-genai's builder, or optimum (fp32 and fp16 alone; `make optimum` first)."""
+    onnx_alignment: Literal[4096, 16384, 65536] | None = None
+    """Bytes at whose multiples large weights begin in model.onnx_data, for runtimes that map them into memory."""
+    onnx_static: Annotated[int, Field(ge=16)] | None = None
+    """Also write model.static.onnx: all shapes fixed, one token at a time, a cache of so many tokens."""
+    onnx_ort: bool = False
+    """Also write model.ort and the operators it needs, for reduced builds of onnxruntime."""
     probe_rows: Annotated[int, Field(ge=8)] = 64
     """Validation rows whose reference answers every package is compared on."""
     max_kl: dict[GgufQuant | OnnxQuant, Annotated[float, Field(gt=0)]] = {
@@ -299,6 +322,15 @@ class ExportSettings(Settings):
     def _importance_where_needed(self) -> ExportSettings:
         if self.importance == "none" and (lost := sorted(NEED_IMPORTANCE & set(self.gguf))):
             raise ValueError(f"{', '.join(lost)} cannot be made without knowing what matters: take importance: auto")
+        return self
+
+    @model_validator(mode="after")
+    def _what_optimum_writes(self) -> ExportSettings:
+        quantised = [quant for quant in self.onnx if quant in ("int8", "int4")]
+        if self.exporter == "optimum" and (quantised or self.onnx_static):
+            raise ValueError(
+                f"exporter: optimum writes fp32 and fp16 alone; leave out {', '.join(quantised) or 'onnx_static'}"
+            )
         return self
 
     @field_validator("max_kl")
@@ -363,7 +395,10 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _lora_alone(self) -> Recipe:
-        if self.export.lora and (self.train.method == "full" or self.train.dora or self.train.init != "lora"):
+        plain = self.train.method != "full" and not self.train.dora and self.train.init == "lora"
+        if self.merge.adapters and not plain:
+            raise ValueError("merge.adapters: only an adapter of init lora and without dora is merged with others")
+        if self.export.lora and not plain:
             raise ValueError(
                 "export.lora: only an adapter of method lora or qlora, init lora and without dora has a GGUF form"
             )
@@ -436,6 +471,12 @@ def _resolve_files(raw: dict[str, Any], folder: Path, only: str | None = None) -
         if key == "model" and not (value.endswith(".gguf") or value.startswith((".", "/", "~"))):
             continue
         values[key] = str((folder / Path(value).expanduser()).resolve())
+    merge = raw.get("merge")
+    others = merge.get("adapters") if isinstance(merge, dict) else None
+    if only in (None, "merge", "merge.adapters") and isinstance(others, list):
+        for other in others:
+            if isinstance(other, dict) and isinstance(other.get("adapter"), str):
+                other["adapter"] = str((folder / Path(other["adapter"]).expanduser()).resolve())
 
 
 def _key_lines(node: yaml.Node | None, prefix: tuple[str, ...] = ()) -> dict[tuple[str, ...], int]:

@@ -304,3 +304,30 @@ def test_a_student_cut_in_steps_is_healed_after_each_and_ends_under_the_same_nam
     assert {n for n in nodes if n not in once} == set(chain[:-2])
     assert set(chain[1::2]) <= nodes["report"].inputs.keys()
     assert once["distill"].config.model_dump()["epochs"] == 3
+
+
+def test_merging_knows_the_narrowest_package_and_the_other_adapters(tmp_path: Path) -> None:
+    recipe = fakes.write_recipe(tmp_path)
+
+    def merging(*settings: str) -> Node:
+        return plan(load_recipe(recipe, settings))["merge"]
+
+    assert merging("export.gguf=[f16]", "export.onnx=[fp32,int4]").config.model_dump()["bits"] == 4
+    assert merging("export.gguf=[f16,q8_0]", "export.onnx=[fp32]").config.model_dump()["bits"] == 8
+    assert merging("export.gguf=[f16]", "export.onnx=[]").config.model_dump()["bits"] is None
+    (tmp_path / "other").mkdir()
+    node = merging(f"merge.adapters=[{{adapter: {tmp_path / 'other'}, weight: 0.5}}]")
+    assert node.sources == {"adapter 1": tmp_path / "other"}  # what it holds is part of the key
+    with pytest.raises(RecipeError, match=r"merge\.adapters: only an adapter of init lora"):
+        load_recipe(recipe, (f"merge.adapters=[{{adapter: {tmp_path}}}]", "train.method=full"))
+
+
+def test_forms_of_onnx_packages_go_to_onnx_packages_and_names_to_gguf(tmp_path: Path) -> None:
+    recipe = fakes.write_recipe(tmp_path)
+    settings = ("export.onnx=[fp32,int8]", "export.gguf=[f16,q8_0]", "export.onnx_static=64", "export.onnx_ort=true")
+    nodes = {name: node.config.model_dump() for name, node in plan(load_recipe(recipe, settings)).items()}
+    assert (nodes["teacher-onnx-int8"]["static"], nodes["teacher-onnx-int8"]["ort"]) == (64, True)
+    assert (nodes["teacher-gguf-q8_0"]["static"], nodes["teacher-gguf-q8_0"]["ort"]) == (None, False)
+    assert nodes["student-gguf-f16"]["name"].endswith("-student") and nodes["student-gguf-q8_0"]["name"] is None
+    with pytest.raises(RecipeError, match="optimum writes fp32 and fp16 alone; leave out int8"):
+        load_recipe(recipe, ("export.exporter=optimum", "export.onnx=[fp32,int8]"))

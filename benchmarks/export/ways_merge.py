@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.export.sabotage import World, way
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
 from edgeft.formats.hf import load_model
+from edgeft.plan import MergeNode
 from edgeft.progress import Reporter
-from edgeft.recipe import MergeSettings, TrainSettings
+from edgeft.recipe import TrainSettings
 from edgeft.stages import merge
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import encode_row
@@ -103,7 +104,7 @@ def no_magnitudes(world: World, out: Path) -> None:
 def another_base(world: World, out: Path) -> None:
     learned = artifact(adapter_of(world, out).path, {}, base="f" * 64)
     base = Artifact(world.model, Manifest("model", "base", "0" * 16, {}, {}, {}))
-    merge.run(MergeSettings(), {"model": base, "adapter": learned}, out, Reporter("merge"))
+    merge.run(MergeNode(), {"model": base, "adapter": learned}, out, Reporter("merge"))
 
 
 @way("adapter with layers missing", "merge", r"the adapter does not fit the model")

@@ -53,10 +53,10 @@ def read_footprint(package: Path) -> Footprint:
 
 
 def _gguf(path: Path) -> Footprint:
-    import gguf
+    from edgeft.formats.gguf_reader import Reader
 
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
     except (ValueError, OSError, IndexError) as error:
         raise ArtifactError(f"{path}: not a readable GGUF file: {error}", "export the package again") from None
     architecture = _meta(reader, "general.architecture", path)

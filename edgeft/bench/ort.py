@@ -60,7 +60,7 @@ class OrtSession(BatchedSession):
     build = f"onnxruntime {ort.__version__}: {ort.get_build_info()}"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
-        decoder = read_decoder(path.parent / "genai_config.json")
+        decoder = read_decoder(path.parent)[0]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong comes as an exception
@@ -68,13 +68,17 @@ class OrtSession(BatchedSession):
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no other base
             raise ModelError(f"onnxruntime cannot load {path}: {error}", "export the package again") from error
-        self._has_positions = any(i.name == "position_ids" for i in self._session.get_inputs())
+        inputs = {i.name: i.shape for i in self._session.get_inputs()}
+        self._has_positions = "position_ids" in inputs
+        # Graphs with fixed shapes take one token of one row, and a cache of one length (formats/onnx_variants.py).
+        width = inputs["attention_mask"][1]
+        self._fixed_context = width if isinstance(width, int) else None
         self._head_size = int(decoder["head_size"])
-        self.context_tokens = context
+        self.context_tokens = min(context, self._fixed_context or context)
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
         chat = ChatTokenizer.from_folder(path.parent)
         self.text, self.stop_ids = chat, chat.stop_ids
-        self._single = _Cache(self._session, self._head_size, 1, context)
+        self._single = self._make_cache(1, context)
         self._num_past = 0
 
     def close(self) -> None:
@@ -105,10 +109,12 @@ class OrtSession(BatchedSession):
             if i.name.startswith(PAST)
         )
         number = max(1, min(SLOTS, num_rows, CACHE_BYTES // row_bytes))
-        return OrtSlots(self, _Cache(self._session, self._head_size, number + 1, longest), prefix)
+        return OrtSlots(self, self._make_cache(number + 1, longest), prefix)
 
     def _feed(self, cache: _Cache, slot: int, num_past: int, ids: Sequence[int]) -> Logits:
         """Feed tokens to one row; returns the logits [S, V] after each."""
+        if self._fixed_context and len(ids) > 1:
+            return np.concatenate([self._feed(cache, slot, num_past + n, [token]) for n, token in enumerate(ids)])
         lengths = np.array([num_past + len(ids)])
         logits: Logits = self._run(cache.binding(slot, slot + 1), np.array([ids], np.int64), lengths)[0]
         return logits
@@ -117,6 +123,9 @@ class OrtSession(BatchedSession):
         """Feed one token to each of the first rows, which have `lengths` tokens with it; returns [B, V]."""
         if not tokens:
             return np.empty((0, self.vocab_size), np.float32)
+        if self._fixed_context:
+            rows = zip(range(len(tokens)), lengths, tokens, strict=True)
+            return np.concatenate([self._feed(cache, slot, length - 1, [token]) for slot, length, token in rows])
         binding = cache.binding(0, len(tokens))
         logits: Logits = self._run(binding, np.array(tokens, np.int64)[:, None], np.array(lengths))[:, 0]
         return logits
@@ -125,13 +134,17 @@ class OrtSession(BatchedSession):
         # The graph reads only the number of ones in a row of the mask: rows of different length need no padding.
         ends = lengths_B[:, None]
         binding.bind_cpu_input("input_ids", ids_BS)
-        binding.bind_cpu_input("attention_mask", (np.arange(lengths_B.max()) < ends).astype(np.int64))
+        width = self._fixed_context or lengths_B.max()
+        binding.bind_cpu_input("attention_mask", (np.arange(width) < ends).astype(np.int64))
         if self._has_positions:
             binding.bind_cpu_input("position_ids", ends - ids_BS.shape[1] + np.arange(ids_BS.shape[1]))
         logits = np.empty((*ids_BS.shape, self.vocab_size), np.float32)
         binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(logits))
         self._session.run_with_iobinding(binding)
         return logits
+
+    def _make_cache(self, slots: int, length: int) -> _Cache:
+        return _Cache(self._session, self._head_size, slots, self._fixed_context or length)
 
 
 class OrtSlots:
@@ -183,15 +196,21 @@ class OrtSlots:
         del self._lengths[slot]
 
 
-def read_decoder(path: Path) -> dict[str, Any]:
-    """The decoder's facts from genai_config.json."""
+def open_graph(path: Path, threads: int, context: int) -> OrtSession:
+    """The session for the graph of a package: one that extends keys and values in place, or one that gives longer ones.
+
+    Raises ModelError if the package does not say which it is.
+    """
+    from edgeft.bench.ort_growing import GrowingSession
+
+    return (OrtSession if read_decoder(path.parent)[1] else GrowingSession)(path, threads, context)
+
+
+def read_decoder(package: Path) -> tuple[dict[str, Any], bool]:
+    """The decoder's facts from genai_config.json, and whether the graph extends keys and values in place."""
+    path = package / "genai_config.json"
     if not path.is_file():
         raise ModelError(f"{path.parent} has no {path.name}", "export the package again; edgeft writes this file")
     config = json.loads(path.read_text("utf-8"))
-    if not config["search"]["past_present_share_buffer"]:
-        raise ModelError(
-            f"{path} describes a graph whose keys and values cannot be extended in place",
-            "build it with GroupQueryAttention (onnxruntime-genai's builder for the cpu)",
-        )
     decoder: dict[str, Any] = config["model"]["decoder"]
-    return decoder
+    return decoder, bool(config["search"]["past_present_share_buffer"])

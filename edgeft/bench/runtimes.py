@@ -15,14 +15,14 @@ class Runtime:
 
     format: str
     file: str
-    session: str  # module:class
+    session: str  # module:what opens one
     others: tuple[str, ...] = ()
 
 
 # A folder that several can run is run by the first of them unless another is asked for.
 RUNTIMES: Mapping[str, Runtime] = {
     "llama.cpp": Runtime("gguf", "model.gguf", "edgeft.bench.llamacpp:LlamaCppSession"),
-    "onnxruntime": Runtime("onnx", "model.onnx", "edgeft.bench.ort:OrtSession"),
+    "onnxruntime": Runtime("onnx", "model.onnx", "edgeft.bench.ort:open_graph"),
     "genai": Runtime("onnx", "model.onnx", "edgeft.bench.genai:GenaiSession", ("genai_config.json",)),
     "torch": Runtime("hf", "config.json", "edgeft.bench.torch_ref:TorchSession", ("*.safetensors",)),
 }

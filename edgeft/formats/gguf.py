@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from edgeft.errors import ModelError
 from edgeft.formats.gguf_arch import Architecture, add_shape, architecture, rope_factors
+from edgeft.formats.gguf_reader import Reader
 from edgeft.formats.gguf_vocab import add_tokenizer
-from edgeft.formats.hf import read_config
+from edgeft.formats.hf import count_parameters, read_config
 from edgeft.formats.weights import open_weights
 
 FLOATS: dict[str, tuple[Any, gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
@@ -29,16 +30,18 @@ FLOATS: dict[str, tuple[Any, gguf.GGMLQuantizationType, gguf.LlamaFileType]] = {
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-def write_gguf(model: Path, out: Path, dtype: str) -> None:
+def write_gguf(model: Path, out: Path, dtype: str, name: str | None = None) -> None:
     """Write the model in folder `model`, with tokenizer and chat template, as `out`; vectors stay in f32.
 
-    `dtype` is a key of FLOATS. Raises ModelError, naming it, for an architecture, rope scaling or tokenizer that
-    llama.cpp would compute otherwise.
+    `dtype` is a key of FLOATS. `name` is what apps show; None takes the folder's.
+    Raises ModelError, naming it, for an architecture, rope scaling or tokenizer that llama.cpp would compute otherwise.
     """
     config = read_config(model)
     row = architecture(model, config)
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[row.arch])
     writer.add_type("model")
+    writer.add_name(name or model.resolve().name)
+    writer.add_size_label(gguf.size_label(count_parameters(model), 0, 0, 0))
     add_shape(writer, config, row)
     writer.add_file_type(FLOATS[dtype][2])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -85,7 +88,7 @@ def tensor_names(model: Path) -> dict[str, str]:
 
 def tensor_types(path: Path) -> dict[str, int]:
     """How many tensors of a file have which type: k-quants fall back where a width is no multiple of 256."""
-    return dict(sorted(Counter(t.tensor_type.name for t in gguf.GGUFReader(path).tensors).items()))
+    return dict(sorted(Counter(t.tensor_type.name for t in Reader(path).tensors).items()))
 
 
 def pair_heads(name: str, tensor: NDArray[np.float32], config: dict[str, Any]) -> NDArray[np.float32]:

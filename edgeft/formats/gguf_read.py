@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from edgeft.errors import ModelError
+from edgeft.formats.gguf_reader import Reader
 
 TENSOR_NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -87,9 +88,9 @@ def read_shape(path: Path) -> dict[str, int]:
     }
 
 
-def _open(path: Path) -> tuple[gguf.GGUFReader, dict[str, Any]]:
+def _open(path: Path) -> tuple[Reader, dict[str, Any]]:
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
     except (ValueError, OSError, IndexError) as error:
         raise ModelError(f"{path}: not a readable GGUF file: {error}", "fetch the file again") from None
     meta = dict(reader.fields)
@@ -110,7 +111,7 @@ def _value(meta: dict[str, Any], key: str, path: Path, default: Any = None) -> A
     return default
 
 
-def _weights(reader: gguf.GGUFReader, meta: dict[str, Any], path: Path) -> dict[str, NDArray[np.float32]]:
+def _weights(reader: Reader, meta: dict[str, Any], path: Path) -> dict[str, NDArray[np.float32]]:
     heads = int(_value(meta, "llama.attention.head_count", path))
     kv_heads = int(_value(meta, "llama.attention.head_count_kv", path, heads))
     weights: dict[str, NDArray[np.float32]] = {}

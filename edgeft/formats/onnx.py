@@ -43,7 +43,7 @@ def build_onnx(model: Path, out: Path) -> None:
     copy_files(model, out, MODEL_FILES)
     _set_stop_tokens(out)
     _finish_graph(out)
-    _repeat_template(out)
+    repeat_template(out)
 
 
 def save_graph(model: onnx.ModelProto, out: Path) -> None:
@@ -53,7 +53,7 @@ def save_graph(model: onnx.ModelProto, out: Path) -> None:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy everything but graph and weights from one ONNX package to another of the same model."""
+    """Copy everything but graph, weights and other forms of them from one ONNX package to another of the same model."""
     copy_files(source, out, (SETTINGS, *MODEL_FILES))
 
 
@@ -73,7 +73,7 @@ def _set_stop_tokens(package: Path) -> None:
     path.write_text(json.dumps(settings, indent=4) + "\n", "utf-8")
 
 
-def _repeat_template(package: Path) -> None:
+def repeat_template(package: Path) -> None:
     """Put the chat template into tokenizer_config.json too: transformers.js looks for it nowhere else."""
     path = package / "tokenizer_config.json"
     settings = {**read_json(path), "chat_template": read_template(package)}

@@ -12,6 +12,7 @@ import numpy as np
 
 from edgeft.errors import ModelError
 from edgeft.formats.gguf_read import CONTROL, LAYER_TENSOR_NAMES, TENSOR_NAMES, unpermute
+from edgeft.formats.gguf_reader import Reader
 from edgeft.formats.sides import Floats, Side, Tensor
 
 PAIRED = ("llama", "smollm3")  # the rows of a query's or key's head stand as neighbouring pairs
@@ -38,7 +39,7 @@ FACTS = {
 def gguf_side(path: Path) -> Side:
     """Raises ModelError if the file is damaged."""
     try:
-        reader = gguf.GGUFReader(path)
+        reader = Reader(path)
     except (ValueError, OSError, IndexError) as error:
         raise ModelError(f"{path}: not a readable GGUF file: {error}", "export the package again") from None
     meta = {name: f.contents() for name, f in reader.fields.items()}

@@ -94,7 +94,7 @@ def config_facts(config: dict[str, Any]) -> dict[str, Any]:
         "key-value heads": config.get("num_key_value_heads") or heads,
         "head size": config.get("head_dim") or config["hidden_size"] // heads,
         "rope theta": float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
-        "norm epsilon": float(config["rms_norm_eps"]),
+        "norm epsilon": float(config.get("rms_norm_eps") or config.get("layer_norm_eps") or 1e-5),
         "context length": config["max_position_embeddings"],
     }
 

@@ -13,29 +13,38 @@ from edgeft.bench.host import physical_cores
 from edgeft.bench.int4 import write_best_int4
 from edgeft.bench.ladder import Limits, context_for, measure
 from edgeft.bench.session import open_session
-from edgeft.formats import gguf, gguf_quant, onnx, onnx_half, onnx_quant
+from edgeft.bench.variants import check_variant
+from edgeft.formats import gguf, gguf_quant, onnx, onnx_half, onnx_quant, onnx_variants
 from edgeft.formats.diff import check_facts, where_they_part
 from edgeft.formats.hf import count_parameters
 from edgeft.formats.importance import load_importance
 from edgeft.formats.onnx_blocks import Scheme
+from edgeft.formats.optimum import build_with_optimum
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
+
+MODEL_FILES = ("model.gguf", onnx.GRAPH, onnx.WEIGHTS)  # what holds the weights, once
 
 
 def run(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Write the package into `out`. Raises ParityError if it does not agree with the model."""
     model, probe = inputs["model"].path, Probe.load(inputs["probe"].path)
     choice = _write(cfg, inputs, out, physical_cores(), probe)
+    if cfg.alignment and cfg.format == "onnx":
+        onnx_variants.align_weights(out, cfg.alignment)
     figures = check(cfg, model, probe, out, report)
     _write_golden(model, out)
+    package_bytes = _package_bytes(out)
+    variants = _write_variants(cfg, probe, out)
     parameters = count_parameters(model)
-    weights = sum(path.stat().st_size for path in out.glob("model.*"))
+    weights = sum((out / name).stat().st_size for name in MODEL_FILES if (out / name).is_file())
     return {
         "format": cfg.format,
         "quant": cfg.quant,
-        "bytes": _package_bytes(out),
+        "bytes": package_bytes,
+        "variants": variants,
         "parameters": parameters,
         "bits_per_weight": weights * 8 / parameters,
         "tensor_types": gguf.tensor_types(out / "model.gguf") if cfg.format == "gguf" else None,
@@ -62,6 +71,22 @@ def check(cfg: ExportNode, model: Path, probe: Probe, package: Path, report: Rep
     return {"runtime": session.runtime, "contract": contract, **figures}
 
 
+def _write_variants(cfg: ExportNode, probe: Probe, out: Path) -> dict[str, int]:
+    """Write what else is asked for, compare each with the package, and return its size in bytes by file name."""
+    if cfg.format != "onnx":
+        return {}
+    written = []
+    if cfg.static:
+        onnx_variants.write_static(out, cfg.static)
+        written.append(onnx_variants.STATIC)
+    if cfg.ort:
+        onnx_variants.write_ort(out)
+        written.append(onnx_variants.ORT)
+    for name in written:
+        check_variant(out, name, probe, physical_cores())
+    return {name: (out / name).stat().st_size for name in written}
+
+
 def _write_golden(model: Path, package: Path) -> None:
     chat = ChatTokenizer.from_folder(model)
     session = open_session(package, physical_cores(), needed_context(chat))
@@ -77,11 +102,11 @@ def _write(
     """Write the package; returns what was measured of each way to store 4 bits, where there was a choice."""
     model = inputs["model"].path
     if cfg.format == "gguf" and cfg.quant in gguf.FLOATS:
-        gguf.write_gguf(model, out / "model.gguf", cfg.quant)
+        gguf.write_gguf(model, out / "model.gguf", cfg.quant, cfg.name)
     elif cfg.format == "gguf":
         _quantize_gguf(cfg, inputs, out, threads)
     elif cfg.quant == "fp32":
-        onnx.build_onnx(model, out)
+        _build_onnx(cfg, model, out)
     else:
         source = inputs["full"].file(onnx.GRAPH)
         onnx.copy_companions(inputs["full"].path, out)
@@ -93,6 +118,13 @@ def _write(
         else:
             onnx_half.halve_graph(source, out / onnx.GRAPH)
     return None
+
+
+def _build_onnx(cfg: ExportNode, model: Path, out: Path) -> None:
+    if cfg.exporter == "optimum":
+        build_with_optimum(model, out)
+    else:
+        onnx.build_onnx(model, out)
 
 
 def _quantize_gguf(cfg: ExportNode, inputs: dict[str, Artifact], out: Path, threads: int) -> None:

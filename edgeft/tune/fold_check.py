@@ -20,14 +20,14 @@ from edgeft.text.encode import Encoded
 from edgeft.text.general import general_ids
 from edgeft.tune.batches import collate, in_parts, trained_positions
 from edgeft.tune.losses import answer_logits
-from edgeft.tune.methods import attach_learned, merge_learned
+from edgeft.tune.methods import DEQUANTIZED, Into, attach_learned, merge_learned
 
 ROWS, GENERAL_TOKENS = 16, 512
 BATCH_ROWS = 8
 FOLD_KL = 1e-5  # nats; in float32 folding only rounds, which is a thousandth of this
 
 
-def check_fold(base: Path, learned: Artifact, into: str, merged: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
+def check_fold(base: Path, learned: Artifact, into: Into, merged: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
     """Compare the merged model with the trained one, on validation rows and general text, in float32.
 
     Returns the agreement of the model in folder `merged`, by text: by design not whole where less than all of what
@@ -49,7 +49,7 @@ def check_fold(base: Path, learned: Artifact, into: str, merged: Path, rows: Seq
             "its scale, its orientation or the weights under it were mistaken: this is a bug, report it",
         )
     del folded, beside
-    trained: Any = attach_learned(load_model(base, torch.float32), learned, "dequantized")
+    trained: Any = attach_learned(load_model(base, torch.float32), learned, DEQUANTIZED)
     result: Any = load_model(merged, torch.float32)
     found: dict[str, Any] = {"fold_kl_mean": fold.kl_mean}
     for text, some in (("validation", chosen), ("general", general)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from edgeft.tune.qlora import (
 
 ADAPTER, WEIGHTS, SUBTRACTED = "adapter_model.safetensors", "weights.safetensors", "subtracted.safetensors"
 LOFTQ_ROUNDS = 5  # as in the paper's experiments
+DEQUANTIZED, ORIGINAL = "dequantized", "original"
+Into = str | Sequence[str]  # one of these for all decoder layers, or one for each
 SVD_ITERATIONS = 8  # of the randomised decomposition (Halko et al. 2011, arXiv:0909.4061)
 
 
@@ -80,8 +82,8 @@ def save_learned(
         save_file(named, out / SUBTRACTED)
 
 
-def merge_learned(model: Any, learned: Artifact, into: str, strength: float = 1.0) -> dict[str, float | int]:
-    """Put what was learned into a float32 base model, in place; `into` and `strength` as in the recipe's merge section.
+def merge_learned(model: Any, learned: Artifact, into: Into, strength: float = 1.0) -> dict[str, float | int]:
+    """Put what was learned into a float32 base model, in place; `strength` as in the recipe's merge section.
 
     Returns tensors_folded, max_abs_update. Raises ModelError if it does not fit.
     """
@@ -93,7 +95,7 @@ def merge_learned(model: Any, learned: Artifact, into: str, strength: float = 1.
     return fold_adapter(model, load_file(learned.file(ADAPTER)), cfg.scale, targets, strength)
 
 
-def attach_learned(model: Any, learned: Artifact, into: str) -> Any:
+def attach_learned(model: Any, learned: Artifact, into: Into) -> Any:
     """What `merge_learned` gives at full strength, but with the adapter still beside the weights, as PEFT computes it.
 
     PEFT reads the adapter's own files, so that the two agree only if what was folded is what the adapter says.
@@ -106,14 +108,16 @@ def attach_learned(model: Any, learned: Artifact, into: str) -> Any:
     return PeftModel.from_pretrained(model, str(learned.path)).get_base_model()
 
 
-def _start_over(model: Any, learned: Artifact, cfg: TrainSettings, into: str) -> None:
+def _start_over(model: Any, learned: Artifact, cfg: TrainSettings, into: Into) -> None:
     """Make a float32 base what the adapter was started beside, in place."""
     if SUBTRACTED in learned.manifest.files:
         named = load_file(learned.file(SUBTRACTED))
         names = {name.rpartition(".")[0] for name in named}
         _subtract(model, {name: (named[f"{name}.A"], named[f"{name}.B"]) for name in names}, cfg.scale)
-    if cfg.method == "qlora" and into == "dequantized":
-        dequantized_base(model, _four_bits(cfg))
+    if cfg.method == "qlora":
+        layers = range(len(model.get_decoder().layers))
+        chosen = [into] * len(layers) if isinstance(into, str) else into
+        dequantized_base(model, _four_bits(cfg), [n for n in layers if chosen[n] == DEQUANTIZED])
 
 
 def _four_bits(cfg: TrainSettings) -> FourBits:

@@ -7,7 +7,7 @@ gradient to the input are then one product each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, cast
@@ -65,11 +65,21 @@ def unpack(packed: Packed, dtype: torch.dtype) -> torch.Tensor:
     return dequantize_4bit(codes, state)
 
 
+def layer_number(name: str) -> int:
+    """The decoder layer that a linear of `decoder_linears` belongs to."""
+    return int(name.rpartition(".layers.")[2].partition(".")[0])
+
+
 @torch.no_grad()
-def dequantized_base(model: Any, four_bits: FourBits) -> dict[str, Packed]:
-    """Replace the weights of the decoder's linears by what their 4-bit form stands for, in place; returns that form."""
+def dequantized_base(model: Any, four_bits: FourBits, layers: Collection[int] | None = None) -> dict[str, Packed]:
+    """Replace the weights of the decoder's linears by what their 4-bit form stands for, in place; returns that form.
+
+    `layers`: in these decoder layers only.
+    """
     forms = {}
     for name, linear in decoder_linears(model):
+        if layers is not None and layer_number(name) not in layers:
+            continue
         forms[name] = four_bits.pack(linear.weight)
         linear.weight.copy_(unpack(forms[name], torch.float32))
     return forms

@@ -44,7 +44,7 @@ def validate(model: Any, rows: Sequence[Encoded], chat: ChatTokenizer, device: t
         count += len(batch.labels_N)
         per_row = torch.cat(right).split([len(trained_positions(rows[i])) for i in numbers])
         for i, right_N in zip(numbers, per_row, strict=True):
-            exact += bool(right_N[_first_line(rows[i], chat)].all())
+            exact += bool(right_N[first_line(rows[i], chat)].all())
     model.train(was_training)
     return Validation(total / count, exact / len(rows))
 
@@ -65,7 +65,7 @@ def general_text(model: Any, chat: ChatTokenizer, device: torch.device) -> Gener
     return General(math.exp(loss), loss * tokens / math.log(2) / sum(len(p.encode()) for p in paragraphs))
 
 
-def _first_line(row: Encoded, chat: ChatTokenizer) -> slice:
+def first_line(row: Encoded, chat: ChatTokenizer) -> slice:
     """Where the tokens of the last answer's first line stand among a row's trained tokens, its line end included."""
     start = max(i for i, trained in enumerate(row.trained) if trained and not row.trained[i - 1])
     before, answer = sum(row.trained[:start]), row.ids[start:]

@@ -13,6 +13,7 @@ from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.errors import ModelError
 from edgeft.formats.gguf import tensor_types, write_gguf
 from edgeft.formats.gguf_quant import quantize
+from edgeft.formats.gguf_reader import Reader
 from edgeft.formats.parity import Parity, compare
 from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_gguf import permute
@@ -136,6 +137,34 @@ def test_f32_predicts_exactly_what_torch_predicts(model: Path, f32: Path) -> Non
     found = parity(f32, model, "f32")
     assert found.kl_max < 1e-6 and found.top1 == 1.0
     assert found.perplexity == pytest.approx(found.perplexity_reference, rel=1e-4)
+
+
+def test_the_file_says_what_it_is_called_and_how_large_it_is(model: Path, f32: Path, tmp_path: Path) -> None:
+    write_gguf(model, tmp_path / "model.gguf", "f16", "my-desk-teacher")
+    assert value(tmp_path / "model.gguf", "general.name") == "my-desk-teacher"
+    assert value(f32, "general.name") == model.name
+    weights = load_file(model / "model.safetensors")
+    assert value(f32, "general.size_label") == f"{round(sum(w.size for w in weights.values()) / 1000)}K"
+
+
+def test_the_fast_reader_reads_what_the_gguf_packages_does(f32: Path, tmp_path: Path) -> None:
+    quantize(f32, tmp_path / "q8_0.gguf", "q8_0", threads=1)
+    for path in (f32, tmp_path / "q8_0.gguf"):
+        ours, theirs = Reader(path), gguf.GGUFReader(path)
+        assert {name: f.contents() for name, f in ours.fields.items()} == {
+            name: f.contents() for name, f in theirs.fields.items()
+        }
+        for a, b in zip(ours.tensors, theirs.tensors, strict=True):
+            assert (a.name, a.tensor_type, a.shape.tolist(), a.n_bytes) == (
+                b.name,
+                b.tensor_type,
+                b.shape.tolist(),
+                b.n_bytes,
+            )
+            np.testing.assert_array_equal(a.data, b.data)
+    (tmp_path / "short.gguf").write_bytes(f32.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="buffer"):
+        Reader(tmp_path / "short.gguf")
 
 
 def test_an_untied_head_is_written(tmp_path: Path) -> None:

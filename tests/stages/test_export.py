@@ -26,7 +26,7 @@ from tests.formats.tiny_model import TEXTS, make_probe, tiny_onnx, torch_logits,
 
 METRICS = {
     "format", "quant", "runtime", "bytes", "parameters", "bits_per_weight", "tensor_types", "int4_choice",
-    "contract", "step_kl_mean", "threshold",
+    "contract", "step_kl_mean", "threshold", "variants",
     "kl_mean", "kl_p99", "kl_max", "top1", "perplexity", "perplexity_reference", "n_positions",
     "general", "worst_row", "steps", "steps_together", "greedy", "threshold_p99", "threshold_steps",
 }  # fmt: skip

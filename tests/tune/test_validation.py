@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, encode_row
-from edgeft.tune.validation import GENERAL_TEXT, _first_line, general_text, validate
+from edgeft.tune.validation import GENERAL_TEXT, first_line, general_text, validate
 from tests.text.tiny import write_tokenizer
 
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def greedy(model: LlamaForCausalLM, chat: ChatTokenizer, question: str, length: 
     return out[0, prompt.shape[1] :].tolist()  # type: ignore[no-any-return]
 
 
-def test_a_row_is_right_if_greedy_decoding_writes_its_first_line(chat: ChatTokenizer, model: LlamaForCausalLM) -> None:
+def test_a_row_is_right_if_greedy_decoding_writes_itsfirst_line(chat: ChatTokenizer, model: LlamaForCausalLM) -> None:
     newline, end = chat.encode_text("\n")[0], chat.answer_ids("")[-1]
     said = {question: greedy(model, chat, question, 6) for question in ("a", "bb", "ccc")}
     assert all(not {newline, end} & set(answer) for answer in said.values()), "the test needs plain tokens"
@@ -64,7 +64,7 @@ def test_a_row_is_right_if_greedy_decoding_writes_its_first_line(chat: ChatToken
     assert validate(model, [*right, *wrong], chat, CPU).exact_match == pytest.approx(2 / 5)
 
 
-def test_only_the_first_line_of_the_last_answer_counts(chat: ChatTokenizer) -> None:
+def test_only_thefirst_line_of_the_last_answer_counts(chat: ChatTokenizer) -> None:
     encoded = encode_row(
         chat,
         [
@@ -74,7 +74,7 @@ def test_only_the_first_line_of_the_last_answer_counts(chat: ChatTokenizer) -> N
         200, "row",
     )  # fmt: skip
     trained = [i for i, flag in zip(encoded.ids, encoded.trained, strict=True) if flag]
-    assert chat.decode(trained[_first_line(encoded, chat)]) == "line\n"
+    assert chat.decode(trained[first_line(encoded, chat)]) == "line\n"
 
 
 def test_the_loss_is_the_mean_over_the_trained_tokens(chat: ChatTokenizer, model: LlamaForCausalLM) -> None:
