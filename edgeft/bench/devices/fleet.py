@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -97,11 +98,25 @@ def bench_fleet(targets: Sequence[str], work: Work, choice: Choice, stream: Text
     with ThreadPoolExecutor(max_workers=len(targets)) as pool:
         futures = [pool.submit(measured, target) for target in targets]
         try:
-            wait(futures)
+            with _ended_politely():
+                wait(futures)
         except BaseException:
             fleet.stop()
             raise
         return [future.result() for future in futures]
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """Let `kill` interrupt as Ctrl-C does, so that devices are cleaned up; only the main thread may ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def failed(target: str, work: Work, error: EdgeftError) -> Row:
