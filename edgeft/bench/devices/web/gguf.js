@@ -32,7 +32,7 @@ class Engine {
 
   async start() {
     await this.wllama?.exit().catch(() => {}); // one that has crashed does not answer
-    const said = [];
+    const said = (this.said = []); // what wllama warned of
     const note = (...parts) => said.push(parts.map(String).join(' '));
     const logger = { debug: () => {}, log: () => {}, warn: note, error: note };
     this.wllama = new Wllama({ default: '/npm/wllama/esm/wasm/wllama.wasm' }, { logger });
@@ -51,6 +51,7 @@ class Engine {
         return await way();
       } catch (error) {
         if (!/RuntimeError$/.test(error?.name ?? '')) throw error;
+        this.crash = [error.message, ...this.said.slice(-2)].join('; ');
         await this.start();
       }
     }
@@ -120,7 +121,7 @@ class Engine {
   // With `whole` also log-probabilities of the likeliest tokens at each position, NaN for those that were not told.
   async score(row, positions, whole) {
     const scores = await this.first((whole ? TOPS : TOPS.slice(-1)).map((top) => () => this.scores(row, positions, top)));
-    if (!scores) throw new Error('wllama cannot tell the tokens of a row: one is not the beginning of a character');
+    if (!scores) throw new Error(`wllama ended while it scored a row: ${this.crash}`);
     const { tops, ...told } = scores;
     if (!whole) return told;
     const logits = new Float32Array(positions.length * this.size).fill(NaN);
