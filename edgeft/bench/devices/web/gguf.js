@@ -11,6 +11,7 @@ import { Wllama } from '/npm/wllama/esm/index.js';
 
 const TOPS = [32, 4, 1]; // likeliest tokens that are asked for beside the given one
 const ROOM = 16; // tokens of context that it keeps for itself
+const BAN = -100; // nats: less likely than what the grammar wants; "never" (-inf) ended wllama
 const MOST_BANS = 24; // tokens that are banned at most until a text is cut as it should be
 
 export async function open({ threads, context }) {
@@ -165,7 +166,7 @@ class Engine {
         return [...found, await this.chosen(part(row, 0, at + 1), row.ids[at + 1])]; // another end of a turn
       }
       if (other === null || rest.ids.includes(other)) break;
-      banned[other] = false;
+      banned[other] = BAN;
     }
     throw new Error('a text cannot be scored: wllama cuts it into other tokens');
   }
