@@ -11,7 +11,7 @@ import { Wllama } from '/npm/wllama/esm/index.js';
 
 const TOPS = [32, 4, 1]; // likeliest tokens that are asked for beside the given one
 const ROOM = 16; // tokens of context that it keeps for itself
-const BAN = -100; // nats: less likely than what the grammar wants; "never" (-inf) ended wllama
+const BAN = -100; // nats: less likely than what the grammar wants; with -inf wllama ended, why is not known
 const MOST_BANS = 24; // tokens that are banned at most until a text is cut as it should be
 
 export async function open({ threads, context }) {
