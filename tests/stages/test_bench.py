@@ -48,8 +48,23 @@ def test_a_package_is_measured_in_its_own_process_and_leaves_its_files(package: 
     assert set(json.loads((out / "details.json").read_text())) >= {"labels", "confusion", "slices", "calibration"}
     assert metrics["n"] == row["n"] == 6
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
-    expected = {"index", "id", "json_valid", "intent_correct", "joint_correct", "chrf", "rouge_l", "nll",
-                "num_answer_tokens", "slices", "predicted", "fork_chance", "fork_hit", "num_prompt_tokens", "num_said_tokens"}  # fmt: skip
+    expected = {
+        "index",
+        "id",
+        "json_valid",
+        "intent_correct",
+        "joint_correct",
+        "chrf",
+        "rouge_l",
+        "nll",
+        "num_answer_tokens",
+        "slices",
+        "predicted",
+        "fork_chance",
+        "fork_hit",
+        "num_prompt_tokens",
+        "num_said_tokens",
+    }
     assert all(set(r) == expected for r in rows)
     assert "please" not in (out / "rows.jsonl").read_text()
     samples = (out / "log" / "samples.jsonl").read_text().splitlines()
