@@ -11,6 +11,7 @@ import { Wllama } from '/npm/wllama/esm/index.js';
 
 const TOPS = [32, 4, 1]; // likeliest tokens that are asked for beside the given one
 const ROOM = 16; // tokens of context that it keeps for itself
+const BAN = -100; // nats: less likely than what the grammar wants; with -inf wllama ended, why is not known
 const MOST_BANS = 24; // tokens that are banned at most until a text is cut as it should be
 
 export async function open({ threads, context }) {
@@ -32,7 +33,7 @@ class Engine {
 
   async start() {
     await this.wllama?.exit().catch(() => {}); // one that has crashed does not answer
-    const said = [];
+    const said = (this.said = []); // what wllama warned of
     const note = (...parts) => said.push(parts.map(String).join(' '));
     const logger = { debug: () => {}, log: () => {}, warn: note, error: note };
     this.wllama = new Wllama({ default: '/npm/wllama/esm/wasm/wllama.wasm' }, { logger });
@@ -51,6 +52,7 @@ class Engine {
         return await way();
       } catch (error) {
         if (!/RuntimeError$/.test(error?.name ?? '')) throw error;
+        this.crash = [error.message, ...this.said.slice(-2)].join('; ');
         await this.start();
       }
     }
@@ -120,7 +122,7 @@ class Engine {
   // With `whole` also log-probabilities of the likeliest tokens at each position, NaN for those that were not told.
   async score(row, positions, whole) {
     const scores = await this.first((whole ? TOPS : TOPS.slice(-1)).map((top) => () => this.scores(row, positions, top)));
-    if (!scores) throw new Error('wllama cannot tell the tokens of a row: one is not the beginning of a character');
+    if (!scores) throw new Error(`wllama ended while it scored a row: ${this.crash}`);
     const { tops, ...told } = scores;
     if (!whole) return told;
     const logits = new Float32Array(positions.length * this.size).fill(NaN);
@@ -164,7 +166,7 @@ class Engine {
         return [...found, await this.chosen(part(row, 0, at + 1), row.ids[at + 1])]; // another end of a turn
       }
       if (other === null || rest.ids.includes(other)) break;
-      banned[other] = false;
+      banned[other] = BAN;
     }
     throw new Error('a text cannot be scored: wllama cuts it into other tokens');
   }
