@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed
 
 from edgeft.errors import ModelError
 from edgeft.formats.onnx import GRAPH, WEIGHTS
@@ -46,6 +45,8 @@ def write_static(package: Path, context: int) -> None:
 
     It reads the same weights' file, so it costs next to nothing.
     """
+    from onnxruntime.tools.onnx_model_utils import make_dim_param_fixed  # brings torch along
+
     model = onnx.load(package / GRAPH, load_external_data=False)
     sizes = {"batch_size": 1, "sequence_length": 1, "past_sequence_length": context, "total_sequence_length": context}
     for name, size in sizes.items():

@@ -5,10 +5,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgeft.bench import ort
 from edgeft.bench.ort import OrtSession
+from edgeft.bench.ort_growing import GrowingSession
 from edgeft.bench.session import open_session
 from edgeft.errors import ArtifactError, ModelError
 from tests.bench import session_checks as checks
@@ -104,13 +106,21 @@ def test_a_damaged_graph_is_named(package: Path, tmp_path: Path) -> None:
         open_session(tmp_path, threads=1)
 
 
-def test_a_graph_that_cannot_extend_its_cache_in_place_is_refused(package: Path, tmp_path: Path) -> None:
+def test_a_package_that_does_not_share_its_cache_runs_row_by_row_with_the_same_logits(
+    package: Path, tmp_path: Path
+) -> None:
     shutil.copytree(package, tmp_path, dirs_exist_ok=True)
     settings = json.loads((tmp_path / "genai_config.json").read_text())
     settings["search"]["past_present_share_buffer"] = False
     (tmp_path / "genai_config.json").write_text(json.dumps(settings))
-    with pytest.raises(ModelError, match="in place"):
-        open_session(tmp_path, threads=1)
+    growing, in_place = (open_session(folder, threads=1) for folder in (tmp_path, package))
+    assert isinstance(growing, GrowingSession)
+    ids = [3, 5, 7, 9]
+    np.testing.assert_allclose(growing.prefill(ids), in_place.prefill(ids), atol=1e-5)
+    np.testing.assert_allclose(growing.step(4), in_place.step(4), atol=1e-5)
+    rows = [([3, 5, 7, 9], [1, 3]), ([3, 5, 8], [2])]
+    for found, expected in zip(growing.score(rows), in_place.score(rows), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_folder_without_a_package_is_named(tmp_path: Path) -> None:
