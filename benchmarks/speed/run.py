@@ -25,7 +25,8 @@ from statistics import median
 from typing import Any
 
 from benchmarks.comparison import ROOT
-from benchmarks.export.run import PEERS, LastRun, Missing, perplexity
+from benchmarks.export.last_run import LastRun, Missing
+from benchmarks.export.run import PEERS, perplexity
 from benchmarks.speed import accuracy_rows
 from edgeft.bench.conditions import busy_now
 from edgeft.bench.host import host_facts, physical_cores
@@ -58,11 +59,8 @@ class Bench:
     lines: list[str] = field(default_factory=list)
 
     def package(self, node: str) -> Path:
-        """The newest package of a node of the plan. Raises Missing if there is none."""
-        found = next((p.path for p in self.runs.packages() if p.manifest.made_by["node"] == node), None)
-        if found is None:
-            raise Missing(f"the run has no {node}")
-        return found
+        """The package of a node of the plan. Raises Missing if there is none."""
+        return self.runs.package(node).path
 
     def in_turns(self, names: tuple[str, str], ours: Side, theirs: Side) -> dict[str, dict[str, float]]:
         """{condition: {rate: median of ours / median of theirs}}; the table gets a line for each."""

@@ -165,7 +165,8 @@ def _beside_adbd(package: Path) -> dict[str, Any]:
     from tests.bench.devices.adbd import command_beside_adbd
 
     try:
-        before = command_beside_adbd(ADBD_PORT)
+        sent = sum(path.stat().st_size for path in files_of(package).values())
+        before = command_beside_adbd(ADBD_PORT, 2 * sent)
     except pytest.skip.Exception as error:
         raise DeviceError("no phone is plugged in, and there is no adbd here", str(error.msg)) from error
     with tempfile.TemporaryDirectory(prefix="edgeft-adbd-") as home:

