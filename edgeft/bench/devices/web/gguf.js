@@ -3,7 +3,9 @@
 // wllama takes prompts as text and says for each token that it generates the likeliest tokens before sampling. So
 // - prompts come as the texts of their tokens, and it is checked that wllama finds as many tokens in them;
 // - a given text is scored by holding the answer to a grammar that knows this text alone: what is read are the
-//   probabilities before the grammar. Where the grammar lets another way of cutting the text win, that token is banned.
+//   probabilities before the grammar. Where the grammar lets another way of cutting the text win, that token is banned;
+//   where that does not help either, each position is asked for by itself, and a token that is not among the likeliest
+//   counts as the least likely of them.
 // wllama 3.8 ends when one of the tokens that it names is not the beginning of a character. It is then started anew and
 // asked for fewer tokens, and at last for the text alone.
 
@@ -133,7 +135,8 @@ class Engine {
   async scores(row, positions, top) {
     if (!positions.length) return nothing();
     const first = positions[0];
-    const forced = await this.force(row, first, positions.at(-1) - first + 1, top);
+    const count = positions.at(-1) - first + 1;
+    const forced = (await this.force(row, first, count, top)) ?? (await this.each(row, first, count));
     const found = { ...nothing(), tops: [] };
     for (const at of positions) {
       const { id, logprob, top_logprobs: tops } = forced[at - first];
@@ -145,7 +148,15 @@ class Engine {
     return found;
   }
 
-  // What is said after the first tokens of a row and after each further one, if the row's own tokens follow.
+  // The same position by position, each as a prompt of its own.
+  async each(row, first, count) {
+    const found = [];
+    for (let at = first; at < first + count; at++) found.push(await this.chosen(part(row, 0, at + 1), row.ids[at + 1]));
+    return found;
+  }
+
+  // What is said after the first tokens of a row and after each further one, if the row's own tokens follow; null if
+  // wllama cannot be brought to cut the text into these tokens.
   async force(row, first, count, top) {
     const prompt = part(row, 0, first + 1), rest = part(row, first + 1);
     const end = rest.ids.findIndex((id) => this.wllama.isTokenEOG(id));
@@ -168,7 +179,7 @@ class Engine {
       if (other === null || rest.ids.includes(other)) break;
       banned[other] = BAN;
     }
-    throw new Error('a text cannot be scored: wllama cuts it into other tokens');
+    return null;
   }
 
   // What is said after a prompt, with the probability of one token.
