@@ -84,16 +84,37 @@ class _Answer:
 
 
 class BatchedSession(ABC):
-    """The part of `Session` that follows from `open_slots` and `text`; a runtime adds how one token is computed."""
+    """The part of `Session` that follows from `append`, `open_slots` and `text`, which a runtime adds."""
 
     vocab_size: int
     stop_ids: frozenset[int]
     context_tokens: int  # longest row
     text: TextSide
+    _num_past = 0  # tokens that the single row holds
+
+    @abstractmethod
+    def append(self, ids: Sequence[int], num_past: int) -> Logits:
+        """Feed the next tokens of the single row, which holds `num_past`; returns the logits [V] after the last."""
 
     @abstractmethod
     def open_slots(self, prefix: Sequence[int], num_rows: int, longest: int) -> Slots:
         """Slots for up to `num_rows` rows of up to `longest` tokens, the prefix included."""
+
+    def reset(self) -> None:
+        self._num_past = 0
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        self.reset()
+        return self._extend(ids)
+
+    def step(self, token: int) -> Logits:
+        return self._extend([token])
+
+    def _extend(self, ids: Sequence[int]) -> Logits:
+        self.check_length(self._num_past + len(ids))
+        logits = self.append(ids, self._num_past)
+        self._num_past += len(ids)
+        return logits
 
     def score(self, rows: Sequence[Row]) -> Iterator[Logits]:
         """As the protocol says; rows may be asked at the same position twice, and in any order."""

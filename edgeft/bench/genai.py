@@ -41,26 +41,16 @@ class GenaiSession(BatchedSession):
         self.text, self.stop_ids = chat, chat.stop_ids
         self.vocab_size = int(json.loads((path.parent / "genai_config.json").read_text("utf-8"))["model"]["vocab_size"])
         self._single = GenaiRow(self._model, context)
-        self._num_past = 0
 
     def close(self) -> None:
         """Give the graph and the caches back; the session is of no use afterwards."""
         del self._single, self._model
 
     def reset(self) -> None:
+        super().reset()
         self._single.rewind(0)
-        self._num_past = 0
 
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        self.reset()
-        return self._extend(ids)
-
-    def step(self, token: int) -> Logits:
-        return self._extend([token])
-
-    def _extend(self, ids: Sequence[int]) -> Logits:
-        self.check_length(self._num_past + len(ids))
-        self._num_past += len(ids)
+    def append(self, ids: Sequence[int], num_past: int) -> Logits:
         return self._single.last(ids)
 
     def open_slots(self, prefix: Sequence[int], num_rows: int, longest: int) -> OneSlot:

@@ -51,6 +51,17 @@ class Tokens:
         self.wanted += [i in at for i in range(start, start + len(ids))]
 
 
+def piece(vocab: Any, token: int, special: bool) -> bytes:
+    """The bytes that a token stands for; a control token has its spelling if `special`, else none."""
+    size = 64
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        written = lib.llama_token_to_piece(vocab, token, buffer, size, 0, special)
+        if written >= 0:
+            return buffer.raw[:written]
+        size = -written
+
+
 class Model:
     """A loaded file; freed with the last object that uses it."""
 

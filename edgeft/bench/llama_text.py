@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import llama_cpp as lib
 
-from edgeft.bench.llama_context import Model
+from edgeft.bench.llama_context import Model, piece
 from edgeft.bench.session import Messages
 from edgeft.errors import ModelError
 from edgeft.text.chat import render_template
@@ -48,16 +47,7 @@ class LlamaText:
         return ids[: ends[-1] + 1]
 
     def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(self._piece(token) for token in ids).decode("utf-8", "replace")
-
-    def _piece(self, token: int) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            written = lib.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, False)
-            if written >= 0:
-                return buffer.raw[:written]
-            size = -written
+        return b"".join(piece(self._model.vocab, token, special=False) for token in ids).decode("utf-8", "replace")
 
     @cached_property
     def _controls(self) -> tuple[Control, ...]:

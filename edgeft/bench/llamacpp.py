@@ -37,7 +37,6 @@ class LlamaCppSession(BatchedSession):
         self.text, self.stop_ids = text, text.stop_ids
         self._single = self._make_context(context, 1)
         self._batched: Context | None = None
-        self._num_past = 0
 
     def close(self) -> None:
         """Free the caches and the model; the session is of no use afterwards."""
@@ -46,22 +45,16 @@ class LlamaCppSession(BatchedSession):
                 owner.free()
 
     def reset(self) -> None:
+        super().reset()
         self._single.clear()
-        self._num_past = 0
 
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        self.reset()
-        self.check_length(len(ids))
+    def append(self, ids: Sequence[int], num_past: int) -> Logits:
+        if len(ids) == 1:
+            return self._single.decode_one(ids[0], num_past)
         tokens = Tokens()
-        tokens.add(ids, 0, 0, wanted=[len(ids) - 1])
-        self._num_past = len(ids)
+        tokens.add(ids, num_past, 0, wanted=[num_past + len(ids) - 1])
         logits: Logits = self._single.decode(tokens)[0]
         return logits
-
-    def step(self, token: int) -> Logits:
-        self.check_length(self._num_past + 1)
-        self._num_past += 1
-        return self._single.decode_one(token, self._num_past - 1)
 
     def open_slots(self, prefix: Sequence[int], num_rows: int, longest: int) -> LlamaSlots:
         """Slots in one context, which is kept for the next call if it is large enough."""

@@ -79,26 +79,13 @@ class OrtSession(BatchedSession):
         chat = ChatTokenizer.from_folder(path.parent)
         self.text, self.stop_ids = chat, chat.stop_ids
         self._single = self._make_cache(1, context)
-        self._num_past = 0
 
     def close(self) -> None:
         """Give the graph and the caches back; the session is of no use afterwards."""
         del self._single, self._session
 
-    def reset(self) -> None:
-        self._num_past = 0
-
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        self.reset()
-        return self._extend(ids)
-
-    def step(self, token: int) -> Logits:
-        return self._extend([token])
-
-    def _extend(self, ids: Sequence[int]) -> Logits:
-        self.check_length(self._num_past + len(ids))
-        logits: Logits = self._feed(self._single, 0, self._num_past, ids)[-1]
-        self._num_past += len(ids)
+    def append(self, ids: Sequence[int], num_past: int) -> Logits:
+        logits: Logits = self._feed(self._single, 0, num_past, ids)[-1]
         return logits
 
     def open_slots(self, prefix: Sequence[int], num_rows: int, longest: int) -> OrtSlots:

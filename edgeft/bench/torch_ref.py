@@ -37,26 +37,16 @@ class TorchSession(BatchedSession):
         chat = ChatTokenizer.from_folder(path.parent)
         self.text, self.stop_ids = chat, chat.stop_ids
         self._single = TorchRow(self._model)
-        self._num_past = 0
 
     def close(self) -> None:
         """Give the model and the cache back; the session is of no use afterwards."""
         del self._single, self._model
 
     def reset(self) -> None:
+        super().reset()
         self._single.rewind(0)
-        self._num_past = 0
 
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        self.reset()
-        return self._extend(ids)
-
-    def step(self, token: int) -> Logits:
-        return self._extend([token])
-
-    def _extend(self, ids: Sequence[int]) -> Logits:
-        self.check_length(self._num_past + len(ids))
-        self._num_past += len(ids)
+    def append(self, ids: Sequence[int], num_past: int) -> Logits:
         logits: Logits = self._single.extend(ids, [len(ids) - 1])[0]
         return logits
 

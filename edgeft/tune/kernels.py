@@ -171,8 +171,9 @@ class _RowsAttention(torch.autograd.Function):
                 sent = [side.unflatten(0, (groups, -1))[:, :, : rows.prefix].sum(1).transpose(0, 1)
                         for side in (into_k, into_v)]  # fmt: skip
                 above = [a + b for a, b in zip(above, sent, strict=True)] if above else sent
-        for side, sent_PGD in zip((to_k, to_v), above, strict=False):
-            side[: layout.prefix] += sent_PGD
+        if above:
+            to_k[: layout.prefix] += above[0]
+            to_v[: layout.prefix] += above[1]
         for side in (to_q, to_k, to_v):
             side[layout.tokens :].zero_()
         return to_q, to_k, to_v, None, None

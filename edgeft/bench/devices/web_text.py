@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import llama_cpp as lib
 
-from edgeft.bench.llama_context import Model
+from edgeft.bench.llama_context import Model, piece
 
 
 class Pieces:
@@ -23,7 +22,7 @@ class Pieces:
     def of(self, ids: Sequence[int]) -> dict[str, Any]:
         """{"ids", "pieces"}: each piece holds its bytes as characters. A first token that the runtime puts before every
         text itself has none."""
-        pieces = [self._piece(token) for token in ids]
+        pieces = [piece(self._model.vocab, token, special=True).decode("latin-1") for token in ids]
         if ids and ids[0] == self._bos:
             pieces[0] = ""
         return {"ids": list(ids), "pieces": pieces}
@@ -34,12 +33,3 @@ class Pieces:
         buffer = (lib.llama_token * (len(raw) + 8))()
         written = lib.llama_tokenize(self._model.vocab, raw, len(raw), buffer, len(buffer), False, False)
         return list(buffer[:written])
-
-    def _piece(self, token: int) -> str:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            written = lib.llama_token_to_piece(self._model.vocab, token, buffer, size, 0, True)
-            if written >= 0:
-                return buffer.raw[:written].decode("latin-1")
-            size = -written
