@@ -112,10 +112,10 @@ $(OPTIMUM)/.ready: constraints-optimum.txt
 	@$(OPTIMUM)/bin/python -m pip --disable-pip-version-check -q install -r constraints-optimum.txt
 	@touch $@
 
-test: setup ## Fast tests
-	@$(BIN)/pytest -m "not slow"
+test: setup ## Fast tests, side by side
+	@$(BIN)/pytest -m "not slow" --numprocesses auto --maxprocesses 4 --dist loadfile
 
-test-all: setup ## All tests
+test-all: setup ## All tests, one after the other
 	@$(BIN)/pytest
 
 check: setup ## Lint, types, and whether the generated docs are current

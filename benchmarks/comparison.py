@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.progress import Reporter
-from edgeft.recipe import DataSettings
+from edgeft.settings import DataSettings
 from edgeft.stages import data
 
 ROOT = Path(__file__).parents[1]

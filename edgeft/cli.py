@@ -50,10 +50,10 @@ def run(
     runs: RunsOpt = RUNS,
 ) -> None:
     """Make what a recipe describes and is not made yet."""
-    from edgeft import commands
+    from edgeft import commands, naming
     from edgeft.pipeline import is_helper
 
-    pipeline = commands.open_run(recipe, set_ or (), runs, sys.stderr)
+    pipeline = naming.open_run(recipe, set_ or (), runs, sys.stderr)
     if dry_run:
         print_table(["stage", "state", "folder"], commands.plan_rows(pipeline, to))
         return
@@ -74,10 +74,10 @@ def run(
 @app.command()
 def validate(recipe: RecipeArg, set_: SetOpt = None, runs: RunsOpt = RUNS) -> None:
     """Check a recipe, its rows and its base model."""
-    from edgeft import commands
+    from edgeft import naming, preflight
 
-    pipeline = commands.open_run(recipe, set_ or (), runs)
-    for line in commands.check_inputs(pipeline):
+    pipeline = naming.open_run(recipe, set_ or (), runs)
+    for line in preflight.check_inputs(pipeline):
         print(line)
     print(f"{pipeline.recipe.name}: {len(pipeline.nodes)} stages, no problem found")
 
@@ -91,10 +91,10 @@ def show(
     runs: RunsOpt = RUNS,
 ) -> None:
     """Show the results of a run, or one artifact."""
-    from edgeft import commands
+    from edgeft import commands, naming
 
-    artifact = commands.find_artifact(subject, runs)
-    pipeline = None if artifact else commands.open_run(subject, set_ or (), runs)
+    artifact = naming.find_artifact(subject, runs)
+    pipeline = None if artifact else naming.open_run(subject, set_ or (), runs)
     if verify:
         found = [artifact] if artifact else [a for n in pipeline.nodes if (a := pipeline.find(n))] if pipeline else []
         _print_verdict(commands.damages(found), len(found))
@@ -134,10 +134,10 @@ def diff(
     """Find where two models part: settings, tokens, tensors, layers.
 
     The exit code is 0 if they are equal within what their types allow, 1 if not."""
-    from edgeft import commands
+    from edgeft import commands, naming
 
     commands.quiet_libraries()
-    sides = commands.find_model(a, runs), commands.find_model(b, runs)
+    sides = naming.find_model(a, runs), naming.find_model(b, runs)
     equal, rows = commands.diff_rows(*sides)
     print_table(["compared", "found"], rows)
     for name, text in commands.answers_to_row(*sides, row) if row else ():
@@ -159,9 +159,9 @@ def lr_find(
     """Try learning rates for a recipe's training, in one short run.
 
     The rate grows from step to step; the loss falls faster and faster, then runs away. Nothing is kept."""
-    from edgeft import commands
+    from edgeft import commands, naming
 
-    pipeline = commands.open_run(recipe, set_ or (), runs, sys.stderr)
+    pipeline = naming.open_run(recipe, set_ or (), runs, sys.stderr)
     commands.quiet_libraries()
     with commands.disk_errors(runs):
         points, suggested = commands.learning_rates(pipeline, low, high, steps)
@@ -185,14 +185,14 @@ def chat(
     """Talk to a package.
 
     /reset starts a new conversation, /quit ends. Piped lines are answered one by one."""
-    from edgeft import commands
+    from edgeft import commands, naming
     from edgeft.bench.host import physical_cores
     from edgeft.bench.session import open_session
 
     context = 2048
     folder = next((p for p in (Path(package), runs / package) if p.is_dir()), Path(package))
     session = open_session(folder, threads or physical_cores(), context)
-    system = commands.system_message(folder) if system is None else system
+    system = naming.system_message(folder) if system is None else system
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)
     for line in _typed_lines():
@@ -217,12 +217,12 @@ def schema(
     write: Annotated[bool, typer.Option("--write", help="Write recipes/schema.json instead of printing.")] = False,
 ) -> None:
     """Print the JSON Schema of recipes, with every setting."""
-    from edgeft import commands
+    from edgeft import naming
     from edgeft.recipe import json_schema
 
     text = json.dumps(json_schema(), indent=1)
     if write:
-        (commands.RECIPES / "schema.json").write_text(text + "\n", "utf-8")
+        (naming.RECIPES / "schema.json").write_text(text + "\n", "utf-8")
     else:
         print(text)
 

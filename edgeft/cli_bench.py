@@ -57,26 +57,26 @@ def bench(
     """Measure packages: speed, memory; with --data accuracy.
 
     --target may be repeated: targets on different machines are measured together. Exit code 1 if one failed."""
-    from edgeft import commands
+    from edgeft import commands, naming
     from edgeft.bench.choices import load_choices
     from edgeft.bench.constrained import bench_like
     from edgeft.bench.devices.measure import Choice
     from edgeft.bench.profiles import find_profile, load_profiles
     from edgeft.bench.run import Extras, bench_package
     from edgeft.progress import Reporter
-    from edgeft.recipe import BenchSettings, TaskSettings
+    from edgeft.settings import BenchSettings, TaskSettings
 
     profile = find_profile(like, load_profiles(profiles)) if like else None
     settings, task = BenchSettings(), TaskSettings()
-    if not commands.find_artifact(package, runs):
-        recipe = commands.open_run(package, (), runs).recipe
+    if not naming.find_artifact(package, runs):
+        recipe = naming.open_run(package, (), runs).recipe
         settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
     test_rows = commands.read_test_rows(data) if data else None
     if target:
         given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
         refuse_with_target([name for name, value in given.items() if value])
-        folders = commands.package_folders(package, runs)
+        folders = naming.package_folders(package, runs)
         choice = Choice(runs, cpus, strict)
         _bench_targets(target, folders, test_rows, settings, task, choice, html, as_json)
         return
@@ -85,7 +85,7 @@ def bench(
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
     )
     rows = []
-    for folder, chosen in commands.to_measure(package, runs, runtime):
+    for folder, chosen in naming.to_measure(package, runs, runtime):
         report = Reporter(folder.name, stream=sys.stderr)
         if like and profile:
             row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
@@ -95,7 +95,7 @@ def bench(
             )
             held = found["details"].get("held_to_grammar")
             row = {**found["row"], "choices": found["choices"], "held_to_grammar": held}
-        rows.append({**row, "name": row["name"] or commands.name_in_run(folder), "path": str(folder)})
+        rows.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
         print(json.dumps(rows, indent=1))
     else:
@@ -184,7 +184,7 @@ def compare(
     from edgeft.bench.compare import as_cells
     from edgeft.bench.gates import read_gates
     from edgeft.progress import Reporter
-    from edgeft.recipe import BenchSettings
+    from edgeft.settings import BenchSettings
 
     if gate:
         read_gates(gate)  # a mistake in it is said before anything is timed
@@ -244,7 +244,7 @@ def devices(
         else:
             print_table(["target", "state", "what"], [list(line) for line in found])
         return
-    from edgeft import commands
+    from edgeft import naming
     from edgeft.bench import forecast
     from edgeft.bench.profiles import find_profile, load_profiles
 
@@ -256,7 +256,7 @@ def devices(
         else:
             print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
         return
-    opened = [forecast.open_package(path) for name in packages for path in commands.package_folders(name, runs)]
+    opened = [forecast.open_package(path) for name in packages for path in naming.package_folders(name, runs)]
     rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)
     if as_json:
         print(json.dumps(rows, indent=1))

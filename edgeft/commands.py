@@ -1,4 +1,4 @@
-"""What the commands do, without printing: names become recipes, runs and artifacts, and these become lines of text."""
+"""What the commands do, without printing: recipes, runs and artifacts become lines of text."""
 
 from __future__ import annotations
 
@@ -9,106 +9,21 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from edgeft.artifact import CHECKPOINT_DIR, MANIFEST, Artifact, open_artifact, verify
-from edgeft.bench.runtimes import ALL, runtime_of, runtimes_of
 from edgeft.errors import ArtifactError, EdgeftError, RecipeError
 
 if TYPE_CHECKING:
     from edgeft.bench.session import Messages, Session
     from edgeft.pipeline import Pipeline
-    from edgeft.recipe import Recipe, TaskSettings
+    from edgeft.settings import TaskSettings
     from edgeft.tune.lr_range import Point
 
-RECIPES = Path("recipes")
-PARTIAL = ".partial"
-MODEL_NAMES = {"merge": "teacher", "distill": "student"}  # stages -> what the models that they make are called
 _EQUAL = "equal, as far as their types allow"
 FULL_BELOW_BYTES = 16 * 2**20  # libraries report a full disk in their own words; so little left free is one
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
-
-
-def find_recipe(name: str) -> Path:
-    """The file of a recipe given by path or by bare name (`support-bot` is recipes/support-bot.yaml)."""
-    path = Path(name)
-    return path if path.suffix in (".yaml", ".yml") or len(path.parts) > 1 else RECIPES / f"{name}.yaml"
-
-
-def open_run(name: str, overrides: Sequence[str], runs: Path, stream: TextIO | None = None) -> Pipeline:
-    """The pipeline of a recipe. Raises RecipeError with all of its problems."""
-    from edgeft.pipeline import Pipeline
-    from edgeft.recipe import load_recipe
-
-    return Pipeline(load_recipe(find_recipe(name), tuple(overrides)), runs, stream)
-
-
-def find_artifact(name: str, runs: Path) -> Artifact | None:
-    """The artifact in folder `name`, or of that name below `runs`; None if `name` must be a recipe."""
-    folders = [path for path in (Path(name), runs / name) if path.is_dir()]
-    finished = [path for path in folders if (path / MANIFEST).is_file()]
-    if folders and not finished and find_recipe(name).is_file():  # a folder that happens to be named like a recipe
-        return None
-    return open_artifact((finished or folders)[0]) if folders else None
-
-
-def package_folders(name: str, runs: Path) -> list[Path]:
-    """The folder of a package, or those of all finished packages of a recipe. Raises ArtifactError if there is none.
-
-    A folder with a model and no manifest is one from elsewhere.
-    """
-    if runtimes_of(Path(name)) and not (Path(name) / MANIFEST).is_file():
-        return [Path(name)]
-    artifact = find_artifact(name, runs)
-    if artifact:
-        return [artifact.path]
-    pipeline = open_run(name, (), runs)
-    folders = [a.path for node in pipeline.nodes if (a := pipeline.find(node)) and a.kind == "package"]
-    if not folders:
-        raise ArtifactError(f"{name} has no finished package", f"make them first: edgeft run {name}")
-    return folders
-
-
-def to_measure(name: str, runs: Path, runtime: str | None) -> list[tuple[Path, str]]:
-    """The folders of `package_folders`, each with the runtime to measure it in.
-
-    That is the first that can run it, or `runtime`, or with "all" every one; the models that a recipe's packages were
-    made from come in then too, for torch. Raises ArtifactError if there is no such folder or runtime.
-    """
-    folders = package_folders(name, runs)
-    if runtime is None:
-        return [(folder, runtime_of(folder)) for folder in folders]
-    if len(folders) > 1:
-        folders = [*_models_of(folders), *folders]
-    found = [(folder, one) for folder in folders for one in runtimes_of(folder) if runtime in (ALL, one)]
-    return found or [(folder, runtime_of(folder, runtime)) for folder in folders]  # which says what is wrong
-
-
-def _models_of(packages: Sequence[Path]) -> list[Path]:
-    """The model folders, beside them, that packages were exported from."""
-    wanted = {open_artifact(path).manifest.inputs.get("model") for path in packages}
-    beside = [open_artifact(path.parent) for path in sorted(packages[0].parent.glob(f"*-*/{MANIFEST}"))]
-    return [a.path for a in beside if a.kind == "model" and a.digest in wanted]
-
-
-def name_in_run(folder: Path) -> str:
-    """'teacher' for a package or model that is one of a run; the folder's own name for any other."""
-    if not (folder / MANIFEST).is_file():
-        return folder.name
-    artifact = open_artifact(folder)
-    node = str(artifact.manifest.made_by.get("node") or folder.name)
-    fmt, quant = (artifact.metrics.get(key) for key in ("format", "quant"))
-    return MODEL_NAMES.get(node, node.removesuffix(f"-{fmt}-{quant}"))
-
-
-def find_model(name: str, runs: Path) -> Path:
-    """A model's file or folder, given by path or by its name below `runs`."""
-    found = next((path for path in (Path(name), runs / name) if path.exists()), None)
-    if found is None:
-        raise ArtifactError(f"{name}: no such file or folder", "`edgeft ls` lists what there is")
-    return found
 
 
 def diff_rows(a: Path, b: Path) -> tuple[bool, list[list[str]]]:
@@ -222,85 +137,6 @@ def learning_rates(pipeline: Pipeline, low: float, high: float, steps: int) -> t
     return points, suggestion(points)
 
 
-def check_inputs(pipeline: Pipeline) -> list[str]:
-    """Look at the files a recipe names without running anything; returns what was found, a line each.
-
-    Raises RecipeError with all problems.
-    """
-    found, problems = [], []
-    for check in (_check_rows, _check_transfer, _check_models):
-        try:
-            found += check(pipeline.recipe)
-        except EdgeftError as error:
-            problems.append(error.message)
-    if problems:
-        raise RecipeError(
-            f"{pipeline.recipe.name}: " + "\n".join(problems), "correct the recipe, or the files it names"
-        )
-    return found
-
-
-def _check_rows(recipe: Recipe) -> list[str]:
-    from edgeft.stages.data import SPLITS, load_splits
-
-    if any(getattr(recipe.data, split).startswith("hub:") for split in SPLITS):
-        return ["data: rows from the hub are fetched and checked by the run"]
-    return [f"data.{split}: {len(rows):,} rows" for split, rows in load_splits(recipe.data).items()]
-
-
-def _check_transfer(recipe: Recipe) -> list[str]:
-    from edgeft.text.rows import PROMPT_HINT, load_rows, parse_prompt, raise_problems
-
-    if not recipe.student or not recipe.data.transfer or recipe.data.transfer.startswith("hub:"):
-        return []
-    rows, problems = load_rows(recipe.data.transfer, parse_prompt)
-    raise_problems(problems, PROMPT_HINT)
-    return [f"data.transfer: {len(rows):,} rows"]
-
-
-def _check_models(recipe: Recipe) -> list[str]:
-    """The base model, and the student if it is a ready-made one."""
-    found = [_check_model("base", recipe.base.model, recipe.base.revision, recipe.base.sha256)]
-    student = recipe.student
-    if student and student.model:
-        found.append(_check_model("student", student.model, student.revision, student.sha256))
-    return found + _check_shape(recipe)
-
-
-def _check_model(section: str, model: str, revision: str | None, sha256: str | None) -> str:
-    from edgeft.artifact import file_sha256
-    from edgeft.errors import ModelError
-    from edgeft.recipe import BaseSettings
-    from edgeft.stages.base import locate
-
-    if not model.startswith("pypi:") and not Path(model).is_absolute():
-        if not revision:
-            raise ModelError(f"{section}.model {model}: a hub id needs {section}.revision, the commit to fetch")
-        return f"{section}.model: {model} at {revision} is fetched by the run"
-    path = locate(BaseSettings(model=model, revision=revision, sha256=sha256))
-    if sha256 and path.is_file() and file_sha256(path) != sha256.lower():
-        raise ModelError(f"{section}.model {path}: sha256 is {file_sha256(path)}, the recipe says {sha256}")
-    return f"{section}.model: {path}"
-
-
-def _check_shape(recipe: Recipe) -> list[str]:
-    """The shape a student is cut to: no larger than the base model's, which is the teacher's too."""
-    from types import SimpleNamespace
-
-    from edgeft.formats.gguf_read import read_shape
-    from edgeft.formats.hf import read_config
-    from edgeft.shrink.goal import goal_of
-    from edgeft.stages.base import locate
-
-    student, model = recipe.student, recipe.base.model
-    on_disk = model.startswith("pypi:") or Path(model).is_absolute()
-    if not student or student.model or student.decode_speedup or not on_disk:
-        return []
-    base = locate(recipe.base)
-    goal = goal_of(student, SimpleNamespace(**(read_config(base) if base.is_dir() else read_shape(base))))
-    return [f"student: {', '.join(f'{name} {size}' for name, size in asdict(goal).items())}"]
-
-
 def quiet_libraries() -> None:
     """Keep warnings that no user can act on (a kernel that only a hub has, names that will change) off the screen."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -323,25 +159,6 @@ def disk_errors(runs: Path) -> Iterator[None]:
                 "free some space and run the same command again: finished stages and checkpoints are kept",
             ) from error
         raise
-
-
-def system_message(package: Path) -> str | None:
-    """The system message a package was trained with, found through the artifacts beside it; None if unknown."""
-    if not (package / MANIFEST).is_file():
-        return None
-    known = {
-        a.digest: a for p in package.parent.glob(f"*/{MANIFEST}") if (a := open_artifact(p.parent)).kind != "report"
-    }
-    todo = list(open_artifact(package).manifest.inputs.values())
-    while todo:
-        artifact = known.get(todo.pop())
-        if artifact is None:
-            continue
-        if artifact.kind == "dataset":
-            system: str | None = artifact.config.get("system")
-            return system
-        todo += artifact.manifest.inputs.values()
-    return None
 
 
 def answer(session: Session, messages: Messages, max_new_tokens: int, context: int) -> Iterator[str]:

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft.artifact import MANIFEST, Artifact, open_artifact
-from edgeft.commands import find_artifact
 from edgeft.errors import ArtifactError, DataError, EdgeftError
+from edgeft.naming import find_artifact
 
 if TYPE_CHECKING:
     from edgeft.bench.compare import Compared
     from edgeft.bench.gates import Verdict
     from edgeft.progress import Reporter
-    from edgeft.recipe import BenchSettings
+    from edgeft.settings import BenchSettings
 
 MIN_ROUNDS = 3
 HISTORY_PAGE = "history.html"

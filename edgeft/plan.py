@@ -8,18 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeft.recipe import (
-    BaseSettings,
-    BenchSettings,
-    DistillSettings,
-    ExportSettings,
-    MergeSettings,
-    Precision,
-    Recipe,
-    Settings,
-    StudentSettings,
-    TaskSettings,
-)
+from edgeft.export_settings import ExportSettings
+from edgeft.learning_settings import DistillSettings, MergeSettings, Precision, StudentSettings
+from edgeft.recipe import Recipe
+from edgeft.settings import BaseSettings, BenchSettings, Settings, TaskSettings
 
 BASE, DATA, ADAPTER, TEACHER = "base", "data", "train", "merge"  # nodes of every plan
 FULL = {"gguf": "f16", "onnx": "fp32"}  # what quantised packages of a format are made from

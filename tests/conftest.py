@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 # Set before torch or a runtime is imported: busy-waiting threads of several libraries slow one another down.
+side_by_side = "PYTEST_XDIST_WORKER" in os.environ
 for name, value in {
-    "OMP_NUM_THREADS": str(min(2, os.cpu_count() or 1)),
+    "OMP_NUM_THREADS": "1" if side_by_side else str(min(2, os.cpu_count() or 1)),
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_OFFLINE": "1",

@@ -21,7 +21,8 @@ from edgeft import pipeline
 from edgeft.artifact import CHECKPOINT_DIR, Artifact
 from edgeft.pipeline import Node, Stage
 from edgeft.progress import Reporter
-from edgeft.recipe import Recipe, Settings
+from edgeft.recipe import Recipe
+from edgeft.settings import Settings
 
 RECIPE = """
 name: fake

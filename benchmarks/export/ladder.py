@@ -9,9 +9,10 @@ from typing import Any
 from benchmarks.export.last_run import LastRun, Missing
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
 from edgeft.bench.run import time_package
+from edgeft.export_settings import ExportSettings
 from edgeft.plan import FULL, IMPORTANCE_ROWS, ExportNode, ImportanceNode
 from edgeft.progress import Reporter
-from edgeft.recipe import BenchSettings, ExportSettings
+from edgeft.settings import BenchSettings
 from edgeft.stages import export, importance
 
 # Mean KL on wikitext-2 of Llama-3-8B: llama.cpp's tools/perplexity/README.md

@@ -15,12 +15,12 @@ from functools import cached_property
 from pathlib import Path
 
 from edgeft.errors import EdgeftError
+from edgeft.export_settings import ExportSettings
 from edgeft.formats import gguf
 from edgeft.formats.onnx import build_onnx
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
-from edgeft.recipe import ExportSettings
 from edgeft.stages import export
 from tests.formats.tiny_model import TEXTS, make_probe, write_tiny_llama
 

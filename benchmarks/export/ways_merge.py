@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from benchmarks.export.sabotage import World, way
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
 from edgeft.formats.hf import load_model
+from edgeft.learning_settings import TrainSettings
 from edgeft.plan import MergeNode
 from edgeft.progress import Reporter
-from edgeft.recipe import TrainSettings
 from edgeft.stages import merge
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import encode_row

@@ -33,7 +33,7 @@ from edgeft.bench.host import host_facts, physical_cores
 from edgeft.bench.run import time_package
 from edgeft.bench.stats import mcnemar_exact
 from edgeft.errors import EdgeftError
-from edgeft.recipe import BenchSettings
+from edgeft.settings import BenchSettings
 
 HERE = Path(__file__).parent
 LM_EVAL = Path(os.environ.get("EDGEFT_LM_EVAL", Path(sys.prefix) / "peers-lm-eval"))

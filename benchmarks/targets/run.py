@@ -27,7 +27,7 @@ from edgeft.bench.predict import predict
 from edgeft.bench.predictor import Predictor, load_predictor
 from edgeft.bench.profiles import load_profiles
 from edgeft.errors import EdgeftError
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages.base import locate
 
 FOLDER = Path(__file__).resolve().parent

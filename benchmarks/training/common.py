@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from edgeft.formats.hf import load_model
-from edgeft.recipe import TrainSettings
+from edgeft.learning_settings import TrainSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, load_encoded
 from edgeft.tune.precision import choose_compute, place

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks.comparison import MODEL, by_turns, datasets
 from benchmarks.training.common import Job
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages import base
 
 HERE = Path(__file__).parent

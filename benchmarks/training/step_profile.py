@@ -23,7 +23,7 @@ from benchmarks.comparison import MODEL, datasets
 from benchmarks.training.common import SETTINGS, Job
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages import base
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, epoch_batches, shared_tokens

@@ -12,7 +12,7 @@ from edgeft.bench.profiles import Profile
 from edgeft.bench.run import bench_package
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 
 
 def bench_like(

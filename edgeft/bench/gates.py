@@ -10,7 +10,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from edgeft.errors import RecipeError
-from edgeft.recipe import Settings
+from edgeft.settings import Settings
 
 Limit = Annotated[float, Field(ge=0)]
 

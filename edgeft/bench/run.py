@@ -27,7 +27,7 @@ from edgeft.bench.task import Task
 from edgeft.bench.worker import Spec, spec_json
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 
 Rows = Sequence[dict[str, Any]]
 STDERR_LINES = 12

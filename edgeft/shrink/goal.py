@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from edgeft.errors import RecipeError
-from edgeft.recipe import WIDTH_UNIT, StudentSettings
+from edgeft.learning_settings import WIDTH_UNIT, StudentSettings
 
 K_QUANT_BLOCK = 256  # weights of a row that a k-quant of GGUF takes together
 CONFIG = {

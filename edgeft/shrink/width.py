@@ -16,7 +16,7 @@ from torch import nn
 from transformers import MistralConfig, MistralForCausalLM
 
 from edgeft.errors import ModelError
-from edgeft.recipe import WIDTH_UNIT
+from edgeft.learning_settings import WIDTH_UNIT
 from edgeft.shrink.importance import norms_of
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # model types that are built as these functions expect

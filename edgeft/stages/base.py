@@ -13,7 +13,7 @@ from edgeft.errors import ModelError
 from edgeft.formats import hf
 from edgeft.formats.tokenizers import SAME, adopt_tokenizer
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.text.chat import ChatTokenizer
 
 HUB_FILES = ("*.safetensors", "*.json", "*.jinja")  # no pickle, no code

@@ -9,7 +9,7 @@ from typing import Any
 from edgeft.artifact import Artifact
 from edgeft.errors import DataError
 from edgeft.progress import Reporter
-from edgeft.recipe import DataSettings
+from edgeft.settings import DataSettings
 from edgeft.text import split
 from edgeft.text.complete import find_field, with_system, with_target
 from edgeft.text.dataset import as_record, describe, write_lines, write_report, write_rows

@@ -12,8 +12,8 @@ from torch import nn
 from edgeft.artifact import Artifact
 from edgeft.errors import ModelError
 from edgeft.formats.hf import load_model, save_model
+from edgeft.learning_settings import DistillSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import DistillSettings
 from edgeft.shrink.vocabulary import VOCABULARY
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import ANSWERS, load_encoded

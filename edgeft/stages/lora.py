@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgeft.artifact import Artifact
 from edgeft.formats.gguf_lora import write_lora
+from edgeft.learning_settings import TrainSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import TrainSettings
 
 if TYPE_CHECKING:
     from edgeft.plan import LoraNode

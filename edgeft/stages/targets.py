@@ -8,8 +8,8 @@ from typing import Any
 
 from edgeft.artifact import CHECKPOINT_DIR, Artifact
 from edgeft.formats.hf import load_model
+from edgeft.learning_settings import TargetSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import TargetSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
 from edgeft.tune.precision import choose_compute, place

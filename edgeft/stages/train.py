@@ -10,8 +10,8 @@ import torch
 
 from edgeft.artifact import Artifact
 from edgeft.formats.hf import load_model
+from edgeft.learning_settings import TrainSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import TrainSettings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import REPLAY, load_encoded
 from edgeft.tune.batches import collate, shared_tokens

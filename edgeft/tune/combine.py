@@ -22,8 +22,8 @@ from safetensors.torch import save_file
 from edgeft.artifact import Artifact, Manifest, scan_files
 from edgeft.errors import ModelError
 from edgeft.formats.hf import load_model
+from edgeft.learning_settings import MergeSettings, TrainSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import MergeSettings, TrainSettings
 from edgeft.text.chat import read_json
 from edgeft.tune.methods import ADAPTER
 

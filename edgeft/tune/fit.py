@@ -20,8 +20,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from edgeft.errors import DataError
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.tune.arithmetic import Arithmetic
 from edgeft.tune.batches import epoch_batches, in_parts
 from edgeft.tune.validation import Validation

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from edgeft.artifact import CHECKPOINT_DIR
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.tune.arithmetic import Arithmetic
 from edgeft.tune.fit import LossFunction, fit
 from edgeft.tune.memory import fit_into_memory

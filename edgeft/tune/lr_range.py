@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.tune.batches import epoch_batches
 from edgeft.tune.fit import LossFunction, Masters, training_step
 

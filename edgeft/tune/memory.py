@@ -12,8 +12,8 @@ import psutil
 import torch
 
 from edgeft.errors import RecipeError
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.tune.batches import epoch_batches, in_parts
 from edgeft.tune.fit import LossFunction, Masters
 from edgeft.tune.kernels import ROWS_ATTENTION

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from edgeft.artifact import Artifact
 from edgeft.errors import ModelError
-from edgeft.recipe import TrainSettings
+from edgeft.learning_settings import TrainSettings
 from edgeft.tune.precision import Compute, place
 from edgeft.tune.qlora import (
     FourBits,

@@ -22,7 +22,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import nn
 
 from edgeft.errors import ModelError, RecipeError
-from edgeft.recipe import TrainSettings
+from edgeft.learning_settings import TrainSettings
 from edgeft.tune.precision import Compute
 
 Pair = tuple[torch.Tensor, torch.Tensor]  # A [r, in], B [out, r]

@@ -15,7 +15,7 @@ from edgeft.bench.constrained import bench_like, said
 from edgeft.bench.profiles import load_profiles
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 
 MB = 2**20
 EAT = "import sys; held = bytearray(int(sys.argv[1]) * 2**20); print(len(held))"

@@ -13,7 +13,7 @@ from edgeft.bench.follow import Follower
 from edgeft.bench.table import FIELDS
 from edgeft.errors import ArtifactError, EdgeftError
 from edgeft.progress import Reporter
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 
 ANSWER = '{"intent": "greet", "entities": {}}\nHello.'
 ROWS = [

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgeft.errors import ModelError, RecipeError
+from edgeft.export_settings import NEED_IMPORTANCE, GgufQuant, TensorType
 from edgeft.formats.gguf import FLOATS, tensor_names, write_gguf
 from edgeft.formats.gguf_quant import FILE_TYPES, quantize, rename_importance, types_by_tensor
 from edgeft.formats.importance import Importance
-from edgeft.recipe import NEED_IMPORTANCE, GgufQuant, TensorType
 from tests.formats.tiny_model import write_tiny_llama
 
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1, "head_dim": 64}

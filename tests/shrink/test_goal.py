@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from edgeft.errors import RecipeError
-from edgeft.recipe import StudentSettings
+from edgeft.learning_settings import StudentSettings
 from edgeft.shrink.goal import Goal, goal_of
 
 CONFIG = {

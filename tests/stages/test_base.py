@@ -15,7 +15,7 @@ from edgeft.artifact import file_sha256
 from edgeft.errors import ModelError
 from edgeft.formats import hf
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages import base
 from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_gguf import write_gguf
@@ -134,7 +134,7 @@ import sys
 from pathlib import Path
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages import base
 try:
     base.run(BaseSettings(model="org/name", revision=sys.argv[1]), {}, Path(sys.argv[2]), Reporter("base"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from edgeft.plan import BaselineNode
 from edgeft.progress import Reporter
-from edgeft.recipe import TaskSettings
+from edgeft.settings import TaskSettings
 from edgeft.stages.baseline import run
 from tests.stages.bench_artifacts import dataset
 

@@ -11,7 +11,7 @@ from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write
 from edgeft.bench.run import Shots
 from edgeft.plan import BenchNode
 from edgeft.progress import Reporter
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 from edgeft.stages import bench
 from tests.stages.bench_artifacts import dataset
 

@@ -13,7 +13,7 @@ from edgeft.artifact import scan_files
 from edgeft.errors import DataError
 from edgeft.plan import TransferNode
 from edgeft.progress import Reporter
-from edgeft.recipe import DataSettings
+from edgeft.settings import DataSettings
 from edgeft.stages import data, transfer
 from edgeft.text.encode import load_encoded, read_rows
 from edgeft.text.split import mask

@@ -16,9 +16,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
 from edgeft.errors import ModelError
+from edgeft.learning_settings import DistillSettings, TargetSettings
 from edgeft.plan import AnswersNode
 from edgeft.progress import Reporter
-from edgeft.recipe import BaseSettings, DistillSettings, TargetSettings
+from edgeft.settings import BaseSettings
 from edgeft.stages import answers, base, distill, targets
 from edgeft.text.encode import read_rows
 from tests.stages.bench_artifacts import write_artifact

@@ -14,11 +14,11 @@ from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write
 from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.bench.session import Logits
 from edgeft.errors import ParityError
+from edgeft.export_settings import ExportSettings
 from edgeft.formats import gguf, onnx
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
-from edgeft.recipe import ExportSettings
 from edgeft.stages import export
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.general import general_ids

@@ -16,9 +16,9 @@ from benchmarks.export.sabotage import World
 from benchmarks.export.ways_merge import adapter_of
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
 from edgeft.formats.hf import load_model
+from edgeft.learning_settings import MergeSettings, TrainSettings
 from edgeft.plan import MergeNode
 from edgeft.progress import Reporter
-from edgeft.recipe import MergeSettings, TrainSettings
 from edgeft.stages import merge
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded

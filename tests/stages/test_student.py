@@ -12,9 +12,9 @@ import torch
 from edgeft.artifact import Artifact
 from edgeft.errors import RecipeError
 from edgeft.formats.hf import load_model, read_config
+from edgeft.learning_settings import StudentSettings
 from edgeft.plan import StudentNode
 from edgeft.progress import Reporter
-from edgeft.recipe import StudentSettings
 from edgeft.stages import student
 from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_model import write_tiny_llama

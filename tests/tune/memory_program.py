@@ -15,8 +15,8 @@ from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import RecipeError
+from edgeft.learning_settings import TrainSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import TrainSettings
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate
 from edgeft.tune.fit import Masters, training_step

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgeft.recipe import TrainSettings
+from edgeft.learning_settings import TrainSettings
 from edgeft.text.encode import Encoded
 from edgeft.tune.arithmetic import Arithmetic
 from edgeft.tune.batches import collate

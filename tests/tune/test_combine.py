@@ -16,8 +16,8 @@ from benchmarks.export.ways_merge import adapter_of
 from edgeft.artifact import Artifact, Manifest
 from edgeft.errors import ModelError
 from edgeft.formats.hf import load_model
+from edgeft.learning_settings import MergeSettings, OtherAdapter
 from edgeft.progress import Reporter
-from edgeft.recipe import MergeSettings, OtherAdapter
 from edgeft.tune.combine import combine_adapters
 from edgeft.tune.methods import ADAPTER, merge_learned
 

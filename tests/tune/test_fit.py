@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from edgeft.errors import DataError
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.tune.fit import CHECKPOINT, History, LossFunction, Plan, fit, overfitting
 from edgeft.tune.validation import Validation
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.tune.lr_range import Point, range_test, suggestion
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))

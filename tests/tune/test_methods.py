@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.artifact import Artifact, Manifest
 from edgeft.errors import ModelError
+from edgeft.learning_settings import TrainSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import TrainSettings
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate
 from edgeft.tune.fit import fit

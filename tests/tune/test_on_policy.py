@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.recipe import LoopSettings
 from edgeft.shrink.vocabulary import cut_embeddings
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded, encode_row

@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import ModelError, RecipeError
-from edgeft.recipe import TrainSettings
+from edgeft.learning_settings import TrainSettings
 from edgeft.tune.precision import Compute, choose_compute
 from edgeft.tune.qlora import (
     FoldedLora,

@@ -15,7 +15,7 @@ from edgeft.bench.run import Rows, package_facts
 from edgeft.bench.session import Messages, open_session
 from edgeft.bench.task import Task
 from edgeft.bench.worker import FILLER
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 
 PART_ROWS = 50  # of one job: what a broken connection costs at most
 

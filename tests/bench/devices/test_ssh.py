@@ -17,7 +17,7 @@ from edgeft.bench.devices.fleet import bench_fleet
 from edgeft.bench.devices.measure import Choice
 from edgeft.bench.devices.shell import hint, reason
 from edgeft.bench.devices.ssh import SshDevice
-from edgeft.recipe import BenchSettings, TaskSettings
+from edgeft.settings import BenchSettings, TaskSettings
 
 QUICK = BenchSettings(threads=1, prompt_tokens=24, decode_tokens=4, repeats=3, max_new_tokens=4, seconds=0)
 
