@@ -97,7 +97,7 @@ def measure(trained: torch.nn.Module, lengths: Sequence[int], loss_of: LossFunct
 
 def recomputing(model: Any, memory: Memory, lengths: Sequence[int], loss_of: LossFunction) -> Memory:
     """Turn gradient checkpointing on; then a row keeps what goes into each layer, and all of one layer at a time."""
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     outside = _kept_per_row(lengths, loss_of)  # what checkpointed layers keep is not seen
     layers, width = len(model.get_decoder().layers), model.config.hidden_size
     inputs = layers * width * max(lengths) * next(model.parameters()).element_size()

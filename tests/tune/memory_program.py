@@ -62,7 +62,7 @@ def main() -> dict[str, object]:
         "expected": expected,
         "peak": int(status["VmHWM"].split()[0]) * 1024,
         "rows": settings.micro_rows,
-        "twice": learner.model.is_gradient_checkpointing,
+        "twice": learner.model.is_activation_checkpointing,
     }
 
 

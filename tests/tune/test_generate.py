@@ -73,5 +73,5 @@ def test_a_model_that_trains_can_answer_between_two_steps(checkpointing: bool) -
     expected = write_on(tiny(), PROMPTS, [6] * 4, [], END)
     model = tiny().train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
     assert write_on(model, PROMPTS, [6] * 4, [], END) == expected

@@ -147,7 +147,7 @@ def test_layers_that_are_computed_twice_give_the_same_gradients() -> None:
     for twice in (False, True):
         model = tiny(ROWS_ATTENTION).train()
         if twice:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         batch = collate(rows, 0, prefix=3)
         answer_loss(answer_logits(model, batch), batch.labels_N).backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
