@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeft.bench.host import peak_rss
 from edgeft.progress import Reporter
 from edgeft.settings import DataSettings
 from edgeft.stages import data
@@ -38,7 +38,7 @@ class Clock:
             "tokens_per_cpu_s": tokens / cpu,
             "rows_per_s": rows / wall,
             "seconds": wall,
-            "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            "peak_rss_bytes": peak_rss()[0],
         }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -21,6 +22,24 @@ def physical_cores() -> int:
     cores: int = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     return max(1, min(cores, usable))
+
+
+def peak_rss() -> tuple[int, str]:
+    """Largest resident memory of this process so far in bytes, and how it was read.
+
+    Linux' ru_maxrss would not do: a process begins with that of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text("ascii", errors="replace").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024, "VmHWM"
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset), "peak working set"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss"
 
 
 def host_facts() -> dict[str, Any]:

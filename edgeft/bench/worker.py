@@ -17,7 +17,7 @@ from statistics import median
 from typing import Any
 
 from edgeft.bench import conditions, speed
-from edgeft.bench.host import host_facts
+from edgeft.bench.host import host_facts, peak_rss
 from edgeft.bench.runtimes import RUNTIMES, runtimes_of
 from edgeft.bench.session import Session, open_session
 from edgeft.errors import EdgeftError
@@ -86,7 +86,7 @@ def run(spec: Spec) -> dict[str, Any]:
             "build": session.build,
             "import_s": import_s,
             "context_tokens": context,
-            "peak_rss": how,
+            "peak_rss": f"{how} of the process after the speed part",
         },
     }
     session.close()  # its context fits the speed part; the rows may need a longer one
@@ -140,23 +140,6 @@ def _read_through(package: Path) -> None:
 
 def _files(package: Path) -> list[Path]:
     return sorted(path for path in package.rglob("*") if path.is_file())
-
-
-def peak_rss() -> tuple[int, str]:
-    """Largest resident memory of this process so far in bytes, and how it was read."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text("ascii", errors="replace").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024, "VmHWM of the process after the speed part"
-    if sys.platform == "win32":
-        import psutil
-
-        return int(psutil.Process().memory_info().peak_wset), "peak working set of the process after the speed part"
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "ru_maxrss of the process after the speed part"
 
 
 def _open(spec: Spec, context: int = 2048) -> Session:

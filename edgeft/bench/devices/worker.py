@@ -22,9 +22,10 @@ import numpy as np
 from edgeft import __version__
 from edgeft.bench import conditions, speed
 from edgeft.bench.devices.job import RUNNER, Job, RowJob, job_of
+from edgeft.bench.host import peak_rss
 from edgeft.bench.session import Logits, Session, open_session
 from edgeft.bench.told import told
-from edgeft.bench.worker import Progress, peak_rss
+from edgeft.bench.worker import Progress
 from edgeft.errors import EdgeftError
 
 
@@ -61,7 +62,8 @@ def _time(session: Session, job: Job) -> dict[str, Any]:
         found = {"samples": samples, "warm_ups": int(summary["warm_ups"])}
     after = conditions.look()
     peak, how = peak_rss()
-    return {**found, "before": asdict(before), "after": asdict(after), "peak_rss_bytes": peak, "peak_rss": how}
+    memory = {"peak_rss_bytes": peak, "peak_rss": f"{how} of the process after the speed part"}
+    return {**found, "before": asdict(before), "after": asdict(after), **memory}
 
 
 def _answer(session: Session, job: Job) -> dict[str, Any]:
