@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 
 from edgeft.bench import host
@@ -28,3 +31,11 @@ def test_every_null_fact_has_its_reason(monkeypatch: pytest.MonkeyPatch) -> None
     nulls |= {f"versions.{name}" for name, value in facts["versions"].items() if value is None}
     assert {"governor", "versions.numpy"} <= nulls
     assert nulls == set(facts["absent"])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hand the peak down")
+def test_the_peak_of_memory_is_not_that_of_the_process_that_started_this_one() -> None:
+    held = np.ones(100_000_000)  # 800 MB that the child has nothing to do with
+    program = "from edgeft.bench.host import peak_rss; print(peak_rss()[0])"
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert 5e6 < int(said) < 0.5 * held.nbytes
