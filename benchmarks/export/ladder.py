@@ -27,6 +27,7 @@ def base_packages(run: LastRun, work: Path) -> dict[str, tuple[Artifact, float |
     """The untouched base in the forms of the teacher's packages, made and timed now. Raises Missing."""
     inputs = {"model": run.base, "probe": run.made("probe", run.base)}
     found: dict[str, tuple[Artifact, float | None]] = {}
+    weighed: Artifact | None = None  # made once, if a package asks for it
     for name, (teachers, _) in run.packages().items():
         if not name.startswith("teacher-"):
             continue
@@ -38,8 +39,8 @@ def base_packages(run: LastRun, work: Path) -> dict[str, tuple[Artifact, float |
                 found[full] = _made(run, work, fmt, FULL[fmt], inputs)
             given["full"] = found[full][0]
             if "importance" in teachers.manifest.inputs:
-                inputs.setdefault("importance", _importance(run, work))
-                given["importance"] = inputs["importance"]
+                weighed = weighed or _importance(run, work)
+                given["importance"] = weighed
         if f"base-{fmt}-{quant}" not in found:
             found[f"base-{fmt}-{quant}"] = _made(run, work, fmt, quant, given)
     return found

@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         try:
             base = {} if "base" in args.skip else base_packages(run, Path(work))
-        except (Missing, EdgeftError) as error:
+        except (Missing, EdgeftError, OSError) as error:
             base, found["base_reason"] = {}, str(error)
         text = table(run, base)
     print(text)

@@ -186,7 +186,7 @@ def harness(bench: Bench) -> dict[str, Any]:
         raise Missing("lm-evaluation-harness is not installed: `make bench-speed` does it")
     arc = next(iter(sorted(bench.data.glob("*arc_easy*.jsonl"))), None) if bench.data else None
     tasks = {"blimp": str(HERE / "blimp.jsonl")} | ({"arc_easy": str(arc.resolve())} if arc else {})
-    sides = {"ours": ("edgeft", bench.package(REFERENCE)), "hf": ("hf", bench.runs.model.path)}
+    sides = {"ours": ("edgeft", bench.package(REFERENCE)), "hf": ("hf", bench.runs.teacher.path)}
     jobs = {
         side: {"kind": k, "model": str(p), "threads": bench.threads, "tasks": tasks} for side, (k, p) in sides.items()
     }
