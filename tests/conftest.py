@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Set before torch or a runtime is imported: busy-waiting threads of several libraries slow one another down.
@@ -16,6 +17,9 @@ for name, value in {
 }.items():
     os.environ.setdefault(name, value)
 os.environ.pop("EDGEFT_RUNS", None)  # tests name their own folder
+# A script's background ignores interrupts, and so would every child that a test interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402

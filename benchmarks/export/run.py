@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks.export.ladder import base_packages, table
 from benchmarks.export.last_run import LastRun, Missing
+from benchmarks.export.oracle import llama_divergence, llama_perplexity, own_divergence, own_perplexity
 from benchmarks.export.sabotage import count
 from edgeft.bench.host import physical_cores
-from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.bench.session import Session, open_session
 from edgeft.errors import EdgeftError
 from edgeft.formats import onnx
@@ -40,9 +40,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 PEERS = Path(os.environ.get("EDGEFT_LLAMA_CPP", Path(sys.prefix) / "peers-llama" / "llama.cpp"))
 NO_PEERS = "llama.cpp's tools are not built: `make peers`"
-TEXT = ROOT / "edgeft/text/general.txt"
-WINDOW = 256  # tokens of one chunk of llama-perplexity, which judges the second half of it
-QUANT = "q4_k_m"  # whose making is timed
+QUANT = "q4_k_m"  # whose making is timed, and whose divergence is measured twice
 REPEATS = 3
 # What onnxruntime-genai's builder offers for 4 bits; ours is held against the best of those that are not smaller.
 BUILDER: dict[str, list[str]] = {
@@ -153,35 +151,22 @@ def identity(run: LastRun, work: Path) -> dict[str, Any]:
 
 
 def perplexity(run: LastRun, work: Path) -> dict[str, Any]:
-    """Our perplexity over llama-perplexity's, of the teacher's f16 package on the same tokens of general text."""
+    """Our perplexity over llama-perplexity's, of the teacher's f16 package on the same tokens of general text.
+
+    And our divergence of its QUANT package from it over llama-perplexity's.
+    """
     tool = PEERS / "build/bin/llama-perplexity"
     if not tool.is_file():
         raise Missing(NO_PEERS)
-    package = run.package("teacher-gguf-f16")
-    theirs = llama_perplexity(tool, package.file("model.gguf"))
-    ours = own_perplexity(package.file("model.gguf"), ChatTokenizer.from_folder(run.teacher.path))
-    return {"ppl_ratio_vs_llama_perplexity": ours / theirs, "ppl": ours}
-
-
-def llama_perplexity(tool: Path, model: Path) -> float:
-    """What llama-perplexity says about TEXT in chunks of WINDOW tokens."""
-    command = [str(tool), "-m", str(model), "-f", str(TEXT), "-c", str(WINDOW), "-t", str(physical_cores())]
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float((said.stdout + said.stderr).split("Final estimate: PPL =")[1].split()[0])
-
-
-def own_perplexity(model: Path, chat: ChatTokenizer) -> float:
-    """The same by edgeft: of every whole chunk the tokens of its second half, each after all before it in the chunk."""
-    ids = chat.encode_text(TEXT.read_text("utf-8"))
-    chunks = [ids[at : at + WINDOW] for at in range(0, len(ids) - WINDOW + 1, WINDOW)]
-    at = range(WINDOW // 2, WINDOW - 1)
-    session = LlamaCppSession(model, physical_cores(), WINDOW)
-    nll = []
-    for chunk, logits_PV in zip(chunks, session.score([(chunk, at) for chunk in chunks]), strict=True):
-        next_ids = np.array([chunk[i + 1] for i in at], np.int32)
-        nll.append(np.log(compare(logits_PV, logits_PV, next_ids).perplexity))
-    session.close()
-    return float(np.exp(np.mean(nll)))
+    full, cut = (run.package(f"teacher-gguf-{quant}").file("model.gguf") for quant in ("f16", QUANT))
+    chat = ChatTokenizer.from_folder(run.teacher.path)
+    ours, apart = own_perplexity(full, chat), own_divergence(full, cut, chat)
+    return {
+        "ppl_ratio_vs_llama_perplexity": ours / llama_perplexity(tool, full),
+        "kl_ratio_vs_llama_perplexity": apart / llama_divergence(tool, full, cut, work),
+        "ppl": ours,
+        f"kl_{QUANT}": apart,
+    }
 
 
 def int4(run: LastRun, work: Path) -> dict[str, Any]:
@@ -238,7 +223,7 @@ NAMES: dict[Callable[[LastRun, Path], dict[str, Any]], tuple[str, ...]] = {
     sabotage: ("sabotages", "caught"),
     merge: ("merge_score_adapter", "merge_score_merged"),
     identity: ("gguf_identical_tensors", "export_time_ratio_vs_llama_cpp"),
-    perplexity: ("ppl_ratio_vs_llama_perplexity",),
+    perplexity: ("ppl_ratio_vs_llama_perplexity", "kl_ratio_vs_llama_perplexity"),
     int4: ("int4_kl", "int4_kl_genai_builder", "int4_bytes_ratio"),
 }
 FIGURES = tuple(NAMES)
