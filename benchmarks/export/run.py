@@ -37,7 +37,6 @@ from edgeft.text.chat import ChatTokenizer
 from tests.formats.llama_cpp_converter import DRIVER
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 PEERS = Path(os.environ.get("EDGEFT_LLAMA_CPP", Path(sys.prefix) / "peers-llama" / "llama.cpp"))
 NO_PEERS = "llama.cpp's tools are not built: `make peers`"
 QUANT = "q4_k_m"  # whose making is timed, and whose divergence is measured twice
@@ -151,22 +150,26 @@ def identity(run: LastRun, work: Path) -> dict[str, Any]:
 
 
 def perplexity(run: LastRun, work: Path) -> dict[str, Any]:
-    """Our perplexity over llama-perplexity's, of the teacher's f16 package on the same tokens of general text.
+    """Our perplexity over llama-perplexity's, of the teacher's f16 package on the same tokens of general text."""
+    tool, full = _judge(), run.package("teacher-gguf-f16").file("model.gguf")
+    ours = own_perplexity(full, ChatTokenizer.from_folder(run.teacher.path))
+    return {"ppl_ratio_vs_llama_perplexity": ours / llama_perplexity(tool, full), "ppl": ours}
 
-    And our divergence of its QUANT package from it over llama-perplexity's.
-    """
+
+def divergence(run: LastRun, work: Path) -> dict[str, Any]:
+    """How far the teacher's QUANT package is from its f16 one, by us over by llama-perplexity, on the same tokens."""
+    tool = _judge()
+    full, cut = (run.package(f"teacher-gguf-{quant}").file("model.gguf") for quant in ("f16", QUANT))
+    ours = own_divergence(full, cut, ChatTokenizer.from_folder(run.teacher.path))
+    return {"kl_ratio_vs_llama_perplexity": ours / llama_divergence(tool, full, cut, work), f"kl_{QUANT}": ours}
+
+
+def _judge() -> Path:
+    """llama-perplexity. Raises Missing."""
     tool = PEERS / "build/bin/llama-perplexity"
     if not tool.is_file():
         raise Missing(NO_PEERS)
-    full, cut = (run.package(f"teacher-gguf-{quant}").file("model.gguf") for quant in ("f16", QUANT))
-    chat = ChatTokenizer.from_folder(run.teacher.path)
-    ours, apart = own_perplexity(full, chat), own_divergence(full, cut, chat)
-    return {
-        "ppl_ratio_vs_llama_perplexity": ours / llama_perplexity(tool, full),
-        "kl_ratio_vs_llama_perplexity": apart / llama_divergence(tool, full, cut, work),
-        "ppl": ours,
-        f"kl_{QUANT}": apart,
-    }
+    return tool
 
 
 def int4(run: LastRun, work: Path) -> dict[str, Any]:
@@ -223,7 +226,8 @@ NAMES: dict[Callable[[LastRun, Path], dict[str, Any]], tuple[str, ...]] = {
     sabotage: ("sabotages", "caught"),
     merge: ("merge_score_adapter", "merge_score_merged"),
     identity: ("gguf_identical_tensors", "export_time_ratio_vs_llama_cpp"),
-    perplexity: ("ppl_ratio_vs_llama_perplexity", "kl_ratio_vs_llama_perplexity"),
+    perplexity: ("ppl_ratio_vs_llama_perplexity",),
+    divergence: ("kl_ratio_vs_llama_perplexity",),
     int4: ("int4_kl", "int4_kl_genai_builder", "int4_bytes_ratio"),
 }
 FIGURES = tuple(NAMES)
