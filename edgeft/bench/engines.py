@@ -6,17 +6,15 @@ import json
 from pathlib import Path
 
 from edgeft.bench.contract import Encoder
-from edgeft.bench.ort import read_decoder
+from edgeft.bench.genai_config import FILE, GenaiConfig
 from edgeft.bench.session import Messages
 from edgeft.errors import ModelError
-
-GENAI_SETTINGS = "genai_config.json"
 
 
 def engines_of(package: Path, model: Path) -> dict[str, Encoder]:
     """transformers, and for an ONNX package onnxruntime-genai."""
     engines = {"transformers": with_transformers(model)}
-    if (package / GENAI_SETTINGS).is_file() and read_decoder(package)[1]:  # optimum's graphs are not for it
+    if (package / FILE).is_file() and GenaiConfig.of(package).extends_in_place:  # optimum's graphs are not for it
         engines["onnxruntime-genai"] = with_genai(package)
     return engines
 

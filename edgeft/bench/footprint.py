@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeft.bench.genai_config import GenaiConfig
 from edgeft.errors import ArtifactError
 
 BITS = {  # bits per weight of block types, scales included: ggml-common.h; a MatMulNBits block of 32 with float scales
@@ -110,7 +110,6 @@ def _onnx(package: Path) -> Footprint:
 
     try:
         graph = onnx.load(str(package / "model.onnx"), load_external_data=False).graph
-        settings = json.loads((package / "genai_config.json").read_text("utf-8"))["model"]
     except (DecodeError, OSError, ValueError, KeyError) as error:
         raise ArtifactError(f"{package}: not a readable ONNX package: {error}", "export the package again") from None
     sizes = {t.name: (_count(t.dims), _count(t.dims) * ONNX_WIDTHS.get(t.data_type, 8)) for t in graph.initializer}
@@ -133,8 +132,8 @@ def _onnx(package: Path) -> Footprint:
             kind, count = kinds[constants[0]], sizes[constants[0]][0]
         decode_bytes += sum(sizes[name][1] for name in constants)
         (head if "lm_head" in node.name else layers)[kind] += count
-    decoder = settings["decoder"]
-    per_layer = decoder["num_key_value_heads"] * decoder["head_size"] * 2 * CACHE_BYTES["onnx"]
+    config = GenaiConfig.of(package)
+    per_layer = config.num_kv_heads * config.head_size * 2 * CACHE_BYTES["onnx"]
     return Footprint(
         format="onnx",
         layers=dict(layers),
@@ -142,9 +141,9 @@ def _onnx(package: Path) -> Footprint:
         decode_bytes=decode_bytes,
         resident_bytes=resident_bytes,
         tied_head_bytes=0,  # a tied embedding is a tensor of its own here
-        cache_bytes_per_token=decoder["num_hidden_layers"] * per_layer,
-        vocab=int(settings["vocab_size"]),
-        width=int(decoder["hidden_size"]),
+        cache_bytes_per_token=config.num_layers * per_layer,
+        vocab=config.vocab_size,
+        width=config.hidden_size,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnxruntime_genai as genai
 
 from edgeft.bench.batched import BatchedSession, OneSlot
+from edgeft.bench.genai_config import GenaiConfig
 from edgeft.bench.session import Logits
 from edgeft.errors import ModelError
 from edgeft.text.chat import ChatTokenizer
@@ -39,7 +40,7 @@ class GenaiSession(BatchedSession):
         self.context_tokens = context
         chat = ChatTokenizer.from_folder(path.parent)
         self.text, self.stop_ids = chat, chat.stop_ids
-        self.vocab_size = int(json.loads((path.parent / "genai_config.json").read_text("utf-8"))["model"]["vocab_size"])
+        self.vocab_size = GenaiConfig.of(path.parent).vocab_size
         self._single = GenaiRow(self._model, context)
 
     def close(self) -> None:

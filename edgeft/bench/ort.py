@@ -5,7 +5,6 @@ Letters: B rows run together, S new tokens of a row, P positions, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgeft.bench.batched import SLOTS, BatchedSession, Part
+from edgeft.bench.genai_config import GenaiConfig
 from edgeft.bench.session import Logits
 from edgeft.errors import ModelError
 from edgeft.text.chat import ChatTokenizer
@@ -60,7 +60,6 @@ class OrtSession(BatchedSession):
     build = f"onnxruntime {ort.__version__}: {ort.get_build_info()}"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
-        decoder = read_decoder(path.parent)[0]
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what goes wrong comes as an exception
@@ -73,7 +72,7 @@ class OrtSession(BatchedSession):
         # Graphs with fixed shapes take one token of one row, and a cache of one length (formats/onnx_variants.py).
         width = inputs["attention_mask"][1]
         self._fixed_context = width if isinstance(width, int) else None
-        self._head_size = int(decoder["head_size"])
+        self._head_size = GenaiConfig.of(path.parent).head_size
         self.context_tokens = min(context, self._fixed_context or context)
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
         chat = ChatTokenizer.from_folder(path.parent)
@@ -190,14 +189,4 @@ def open_graph(path: Path, threads: int, context: int) -> OrtSession:
     """
     from edgeft.bench.ort_growing import GrowingSession
 
-    return (OrtSession if read_decoder(path.parent)[1] else GrowingSession)(path, threads, context)
-
-
-def read_decoder(package: Path) -> tuple[dict[str, Any], bool]:
-    """The decoder's facts from genai_config.json, and whether the graph extends keys and values in place."""
-    path = package / "genai_config.json"
-    if not path.is_file():
-        raise ModelError(f"{path.parent} has no {path.name}", "export the package again; edgeft writes this file")
-    config = json.loads(path.read_text("utf-8"))
-    decoder: dict[str, Any] = config["model"]["decoder"]
-    return decoder, bool(config["search"]["past_present_share_buffer"])
+    return (OrtSession if GenaiConfig.of(path.parent).extends_in_place else GrowingSession)(path, threads, context)

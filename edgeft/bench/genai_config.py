@@ -1,0 +1,43 @@
+"""What genai_config.json says of the graph beside it; edgeft writes one into every ONNX package."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeft.errors import ModelError
+
+FILE = "genai_config.json"
+
+
+@dataclass(frozen=True)
+class GenaiConfig:
+    """The decoder's shape, and whether its graph extends keys and values in place or gives longer ones."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_kv_heads: int
+    head_size: int
+    extends_in_place: bool
+
+    @staticmethod
+    def of(package: Path) -> GenaiConfig:
+        """Raises ModelError if the package has no such file or not all of it can be read."""
+        path = package / FILE
+        if not path.is_file():
+            raise ModelError(f"{package} has no {FILE}", "export the package again; edgeft writes this file")
+        try:
+            config = json.loads(path.read_text("utf-8"))
+            decoder = config["model"]["decoder"]
+            return GenaiConfig(
+                int(config["model"]["vocab_size"]),
+                int(decoder["hidden_size"]),
+                int(decoder["num_hidden_layers"]),
+                int(decoder["num_key_value_heads"]),
+                int(decoder["head_size"]),
+                bool(config["search"]["past_present_share_buffer"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path} cannot be read: {error!r}", "export the package again") from None
