@@ -61,11 +61,12 @@ def runners() -> list[int]:
 
 
 def works(model: Path, job: Job, scratch: Path) -> dict[str, Any]:
-    """A package is measured; what is there already is not sent again."""
-    lines: list[str] = []
+    """A package is measured; what is there already is not sent again. The logits stay in a folder of their own."""
+    lines, kept = list[str](), scratch / "works"
+    kept.mkdir()
     with phone(model) as device:
         facts = device.probe()
-        out = device.run(job, scratch, lines.append)
+        out = device.run(job, kept, lines.append)
         sent = time.monotonic()
         device.push({"model.gguf": model})
         timed = device.run(

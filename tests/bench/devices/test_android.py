@@ -52,7 +52,7 @@ def test_a_phone_is_measured_and_whatever_happens_nothing_stays_on_it(tmp_path: 
     assert works["energy"]["joules_per_token"] is None and "gauge" in works["energy"]["absent"]
     answers = zip(works["out"]["answers"], session.generate(prompts, 3), strict=True)
     assert sum(theirs == own for theirs, own in answers) >= 2, "more than one near tie fell to the other side"
-    theirs = np.fromfile(tmp_path / LOGITS, np.float32).reshape(-1, session.vocab_size)
+    theirs = np.fromfile(tmp_path / "works" / LOGITS, np.float32).reshape(-1, session.vocab_size)
     own = np.concatenate(list(session.score([(row.ids, row.positions) for row in forced])))
     agreement = compare(own, theirs, own.argmax(axis=1).astype(np.int32))
     assert agreement.kl_mean < 1e-3 and agreement.top1 > 0.9

@@ -21,6 +21,7 @@ from tests.formats.tiny_model import write_tiny_llama
 from tests.real_model import smollm2_gguf
 
 QUESTION = [{"role": "user", "content": "My parcel 4711 has not arrived. Where is it?"}]
+WEIGHTS = 134_515_008  # of SmolLM2-135M
 REPLY = "I am sorry about that. Let me look up parcel 4711 and tell you what can be done."
 
 
@@ -48,10 +49,12 @@ def test_it_predicts_what_this_machine_predicts(tmp_path: Path) -> None:
     session = LlamaCppSession(model, 2, 256)
     prompt, answer = session.prompt_ids(QUESTION), session.answer_ids(REPLY)
     ids, at = [*prompt, *answer], list(range(len(prompt) - 1, len(prompt) + len(answer) - 1))
-    job = Job(2, 256, sorted(session.stop_ids), 8, rows=[RowJob(prompt, answer)], forced=[ForcedJob(ids, at)])
+    answering = Job(2, 256, sorted(session.stop_ids), 8, rows=[RowJob(prompt, answer)])
+    forcing = Job(2, 256, forced=[ForcedJob(ids, at)], logits=LOGITS)
     with opened("arm64") as device:
         device.push({"model.gguf": model})
-        out = device.run(Job(**{**vars(job), "logits": LOGITS}), tmp_path, lambda line: None)
+        # apart: in one job the second would find the first one's prompt in the cache, and round in other batches
+        answered, out = (device.run(job, tmp_path, lambda line: None) for job in (answering, forcing))
         facts = device.probe()
     assert device.emulated and facts["ram_bytes"] is None and facts["absent"]["ram_bytes"] == "emulated"
     assert "dotprod" in out["cpu_features"] and out["samples"] == []
@@ -59,26 +62,24 @@ def test_it_predicts_what_this_machine_predicts(tmp_path: Path) -> None:
     theirs = np.fromfile(tmp_path / LOGITS, np.float32).reshape(own.shape)
     agreement = compare(own, theirs, np.array(answer, np.int32))
     assert agreement.kl_mean < 0.02 and agreement.top1 > 0.9
-    chances = np.array(out["references"][0]["next_logprob"])
-    assert abs(chances.mean() - np.mean(out["forced"][0]["next_logprob"])) < 1e-3
+    [reference], [forced] = answered["references"], out["forced"]
+    np.testing.assert_allclose(reference["next_logprob"], forced["next_logprob"], atol=1e-6)
     assert not Path(device.folder).exists()  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
 def test_a_timed_job_is_counted_instead_and_the_count_is_repeatable(tmp_path: Path) -> None:
     level_called("armv8.2")
-    write_gguf(write_tiny_llama(tmp_path / "model"), tmp_path / "model.gguf", "f32")
     job = Job(1, 64, speed=SpeedJob([5, 6, 7, 8], 16, 5))
     with opened("arm64") as device:
-        device.push({"model.gguf": tmp_path / "model.gguf"})
+        device.push({"model.gguf": smollm2_gguf()})
         first, second = (device.run(job, tmp_path, lambda line: None) for _ in range(2))
     assert first["samples"] == [] and first["absent"] == {"samples": "emulated"} and first["peak_rss_bytes"] is None
     count = first["instructions"]["decode_per_token"]
     if count is None:
         pytest.skip(first["instructions"]["absent"])
-    assert 4e5 < count < 4e7  # 140,000 weights, of which each takes an instruction or two
-    # in so small a model the text of the times in the result counts for some; in a real one it does not
-    assert second["instructions"]["decode_per_token"] == pytest.approx(count, rel=1e-2)
+    assert WEIGHTS / 16 < count < WEIGHTS  # an instruction multiplies 16 of them, which others unpack first
+    assert second["instructions"]["decode_per_token"] == pytest.approx(count, rel=1e-3)
 
 
 @pytest.mark.slow
