@@ -18,6 +18,7 @@ from edgeft.formats.parity import differences, summarize
 from tests.real_model import smollm2_gguf
 
 QUESTIONS = ("Name three colours.", "What is the capital of France?")
+ROUNDING = 1.0  # nats between two kernels that multiply 4-bit weights with inputs of 8 bits
 ANSWER = "Red, green and\nblue \N{EN DASH} caf\N{LATIN SMALL LETTER E WITH ACUTE}."
 
 
@@ -39,7 +40,6 @@ def test_a_package_in_chromium_answers_and_scores_as_on_this_machine(tmp_path: P
     row = [*prompts[0], *reference]
     at = range(len(prompts[0]) - 1, len(row) - 1)
     [local_PV] = session.score([(row, at)])
-    answers = session.generate(prompts, 8)
     job = Job(
         threads=1, context=512, stop_ids=sorted(session.stop_ids), max_new_tokens=8,
         speed=SpeedJob(prompts[0], 4, 2), rows=[RowJob(prompts[0], reference), RowJob(prompts[1])],
@@ -60,5 +60,7 @@ def test_a_package_in_chromium_answers_and_scores_as_on_this_machine(tmp_path: P
     log_p = local_PV - np.log(np.exp(local_PV - local_PV.max(1, keepdims=True)).sum(1, keepdims=True))
     log_p -= local_PV.max(1, keepdims=True)
     told = found["references"][0]["next_logprob"]
-    assert np.abs(log_p[np.arange(len(reference)), reference] - told).max() < 1.0
-    assert [answer[0] for answer in found["answers"]] == [answer[0] for answer in answers]
+    assert np.abs(log_p[np.arange(len(reference)), reference] - told).max() < ROUNDING
+    for prompt, answer in zip(prompts, found["answers"], strict=True):
+        logits_V = session.prefill(prompt)
+        assert logits_V.max() - logits_V[answer[0]] < ROUNDING, "only a near tie may fall to the other side"
