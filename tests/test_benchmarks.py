@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from benchmarks.targets import drive, run
+from edgeft.formats.gguf import write_gguf
+from tests.formats.tiny_model import write_tiny_llama
 
 
 @pytest.mark.parametrize(
@@ -26,7 +33,54 @@ def test_a_benchmark_says_what_it_measures(
     script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [script, "--help"])
+    monkeypatch.delitem(sys.modules, f"benchmarks.{script}", raising=False)
     with pytest.raises(SystemExit) as left:
         runpy.run_module(f"benchmarks.{script}", run_name="__main__")
     assert left.value.code == 0
     assert "usage" in capsys.readouterr().out
+
+
+def test_what_a_target_computes_is_held_against_this_machine_and_partings_are_explained(tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    write_gguf(write_tiny_llama(tmp_path / "model", seed=3), package / "model.gguf", "f32")
+    row = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]
+    lines = [json.dumps({"messages": row, "meta": {"target_json": text}}) for text in ("c d", "x")]
+    (tmp_path / "test.jsonl").write_text("\n".join(lines))
+    asked = drive.ask(package, tmp_path / "test.jsonl")
+    local = drive.computed("local", package, asked)
+    same = drive.beside(package, local, local, asked)
+    assert (same["ok"], same["n_answers"], same["answers_equal"], same["parts"]) == (True, 2, 2, [])
+    assert same["kl_vs_local"] < 1e-9 and same["right"] == same["right_here"] == 0
+    first, second = local["answers"]
+    there = {**local, "answers": [[first[0], (first[1] + 1) % 50, *first[2:]], []], "logits_PV": -local["logits_PV"]}
+    other = drive.beside(package, local, there, asked)
+    assert not other["ok"] and "KL" in other["reason"] and other["answers_equal"] == 0
+    assert [(p["answer"], p["token"]) for p in other["parts"]] == [(0, 1), (1, 0)]
+    assert other["parts"][0]["margin"] > 0 and other["parts"][1]["margin"] is None
+    assert run.went_wrong(other) and not run.went_wrong(same) and not run.went_wrong({"ok": False, **drive.ABSENT})
+
+
+def test_the_targets_last_line_holds_what_scripts_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = {"ok": True, "kl_vs_local": 0.001, "top1_vs_local": 1.0, "emulated": False}
+    cell = {"format": "gguf", "threads": 1, "slower": 4, "load_s": 1.0, "ttft_s": 0.1234, "decode_tps": 5.55}
+    monkeypatch.setattr(run, "chosen", lambda *given: run.Subject(tmp_path))
+    monkeypatch.setattr(run, "browser_matrix", lambda package: [{**cell, "wasm_bytes": None}])
+
+    def last_line(targets: dict[str, Any], code: int) -> dict[str, Any]:
+        monkeypatch.setattr(run, "drive_all", lambda subject: targets)
+        monkeypatch.setattr(sys, "argv", ["run"])
+        assert run.main() == code
+        out = capsys.readouterr().out
+        assert "| gguf | 1 | 1/4 | 1.00 | 123 | 5.5 | - |" in out
+        found: dict[str, Any] = json.loads(out.splitlines()[-1])
+        return found
+
+    absent = {"ok": False, **drive.ABSENT, "reason": "no phone"}
+    found = last_line({"local": entry, "android": absent}, code=0)
+    assert {"predictor_median_error", "predictor_p90_error", "n_phones", "n_rows"} <= set(found)
+    for target in found["targets"].values():
+        assert {"ok", "kl_vs_local", "top1_vs_local", "emulated"} <= set(target)
+    last_line({"local": {**entry, "ok": False, "reason": "KL"}}, code=1)

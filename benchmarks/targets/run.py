@@ -13,6 +13,8 @@ import argparse
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ import numpy as np
 import yaml
 
 from benchmarks.export.last_run import LastRun, Missing
-from benchmarks.targets.drive import ask, beside, computed, drive
+from benchmarks.targets.drive import TIMED, ask, beside, computed, drive, timed
 from benchmarks.targets.fit import Run, by, fit, paced, read_runs
 from benchmarks.targets.published import footprint_of
 from edgeft.bench.predict import predict
@@ -37,35 +39,76 @@ TARGETS = ("ssh", "android", "browser", "arm64")
 GGUF, ONNX = "student-gguf-q4_k_m", "student-onnx-int8"  # of the last support-bot run
 
 
-def drive_all(package: Path, in_browser: Path | None) -> dict[str, dict[str, Any]]:
-    """Every target's result; what cannot be driven says why. This machine's is a second process beside the first.
+@dataclass(frozen=True)
+class Subject:
+    """What the targets are driven with; the ONNX package is for the browser, the rows are those of a test split."""
 
-    `in_browser`: an ONNX package for the browser, where wllama cannot score every text; the GGUF is tried there too.
-    """
-    asked = ask(package)
-    local = computed("local", package, asked)
-    results = {"local": beside(local, computed("local", package, asked), asked)}
+    gguf: Path
+    onnx: Path | None = None
+    test: Path | None = None
+
+
+def drive_all(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Every target's result; what cannot be driven says why. This machine's is a second process beside the first."""
+    asked = ask(subject.gguf, subject.test)
+    local = computed("local", subject.gguf, asked)
+    results = {"local": beside(subject.gguf, local, computed("local", subject.gguf, asked), asked)}
     for name in TARGETS:
         print(f"target {name}", file=sys.stderr, flush=True)
-        results[name] = drive(name, package, local, asked)
-    if in_browser:
+        results[name] = drive(name, subject.gguf, subject.test, local, asked)
+    if subject.onnx:  # wllama cannot score every text, so the GGUF is tried beside it
         results["browser_gguf"] = results["browser"]
-        asked = ask(in_browser)
-        results["browser"] = drive("browser", in_browser, computed("local", in_browser, asked), asked)
+        asked = ask(subject.onnx, subject.test)
+        local = computed("local", subject.onnx, asked)
+        results["browser"] = drive("browser", subject.onnx, subject.test, local, asked)
     return results
 
 
-def chosen_packages(package: Path | None, runs: Path, scratch: Path) -> tuple[Path, Path | None]:
-    """What the targets are driven with, and an ONNX package for the browser: the last run's, or the example's base."""
+def browser_matrix(package: Path) -> list[dict[str, Any]]:
+    """The package in the browser on one and two threads with all, a quarter and a sixth of the CPU time."""
+    asked, cells = ask(package, None), []
+    for threads, slower in product((1, 2), (1, 4, 6)):
+        name = f"browser:threads={threads},cpu={slower}x"
+        print(f"target {name}", file=sys.stderr, flush=True)
+        cell: dict[str, Any] = {"format": kind_of(package), "threads": threads, "slower": slower}
+        try:
+            cells.append(cell | timed(name, package, asked))
+        except EdgeftError as error:
+            cells.append(cell | dict.fromkeys(TIMED) | {"reason": str(error)})
+    return cells
+
+
+def kind_of(package: Path) -> str:
+    return "gguf" if (package / "model.gguf").exists() else "onnx"
+
+
+def matrix_text(cells: list[dict[str, Any]]) -> str:
+    """Markdown; a dash for what was not measured."""
+    lines = [
+        "| package | threads | CPU time | load s | TTFT ms | tokens/s | WebAssembly MB |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+    ]
+    scales = {"load_s": (1, 2), "ttft_s": (1e-3, 0), "decode_tps": (1, 1), "wasm_bytes": (1e6, 0)}
+    for cell in cells:
+        figures = [
+            "-" if cell[name] is None else f"{cell[name] / scale:.{digits}f}"
+            for name, (scale, digits) in scales.items()
+        ]
+        lines.append(f"| {cell['format']} | {cell['threads']} | 1/{cell['slower']} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def chosen(package: Path | None, runs: Path, scratch: Path) -> Subject:
+    """The package named, else the last run's, else the example's base."""
     if package:
-        return package, None
+        return Subject(package)
     try:
         run = LastRun(runs)
-        return run.package(GGUF).path, run.package(ONNX).path
+        return Subject(run.package(GGUF).path, run.package(ONNX).path, run.dataset.file("test.jsonl"))
     except (EdgeftError, Missing) as error:
         print(f"the example's base is taken: {error}", file=sys.stderr)
     (scratch / "model.gguf").symlink_to(locate(BaseSettings(model=MODEL)))
-    return scratch, None
+    return Subject(scratch)
 
 
 def board_rows(model: Predictor) -> list[dict[str, Any]]:
@@ -154,6 +197,7 @@ def main() -> int:
     parser.add_argument(
         "--runs", type=Path, default=Path("runs"), help="whose last support-bot student is taken otherwise"
     )
+    parser.add_argument("--no-matrix", action="store_true", help="leave out the browser's threads and slower CPUs")
     args = parser.parse_args()
     model = load_predictor()
     decode, prompt, phones, rows = model.new_device.decode, model.new_device.prefill, model.num_phones, model.num_rows
@@ -168,7 +212,11 @@ def main() -> int:
         phones, rows = refitted.num_phones, refitted.num_rows
     print(TABLE.read_text("utf-8"))
     with tempfile.TemporaryDirectory(prefix="edgeft-targets-") as scratch:
-        targets = drive_all(*chosen_packages(args.package, args.runs, Path(scratch)))
+        subject = chosen(args.package, args.runs, Path(scratch))
+        targets = drive_all(subject)
+        packages = filter(None, (subject.gguf, subject.onnx))
+        matrix = [] if args.no_matrix else [cell for package in packages for cell in browser_matrix(package)]
+    print(matrix_text(matrix))
     boards = [abs(r["predicted"] / r["tps"] - 1) for r in board_rows(model)]
     summary |= {
         "predictor_median_error": decode.median,
@@ -182,9 +230,15 @@ def main() -> int:
         "boards_median_error": round(float(np.median(boards)), 3),
         "n_boards_rows": len(boards),
         "targets": targets,
+        "browser_matrix": matrix,
     }
     print(json.dumps(summary))
-    return 0
+    return int(any(went_wrong(entry) for entry in targets.values()))
+
+
+def went_wrong(entry: dict[str, Any]) -> bool:
+    """A target that answered, and not as this machine does; one that is not here is no failure."""
+    return not entry["ok"] and entry["kl_vs_local"] is not None
 
 
 if __name__ == "__main__":

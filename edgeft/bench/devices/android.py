@@ -1,16 +1,23 @@
 """A phone over adb: the native runner in a private folder below /data/local/tmp, where programs may run.
 
+A folder that stayed, since the cable was pulled or edgeft was killed, is removed at the next connection: its name tells
+the machine and the process that made it.
+
 Commands are argument lists here; on the phone adb hands them to its shell, every argument quoted.
 """
 
 from __future__ import annotations
 
 import os
+import platform
 import secrets
 import shlex
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from edgeft.artifact import file_sha256
 from edgeft.bench.devices.adb import READY, chosen, find_adb, is_address, phones_in, run_adb
@@ -23,6 +30,7 @@ from edgeft.bench.devices.native import find_runner
 from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runner, run_job
 
 ROOM = "/data/local/tmp"
+OURS = f"edgeft-{sha256(platform.node().encode()).hexdigest()[:8]}-"  # how folders of this machine's processes begin
 ARGV = (f"./{RUNNER_NAME}", MODEL_NAME)
 PID = "pid"  # file with the number of the process that was started last
 CUT = 255  # adb's exit code if the connection ends before the command
@@ -65,7 +73,7 @@ class AndroidDevice:
 
     def __init__(self, adb: str, serial: str, connected: bool = False) -> None:
         self.name = self.place = f"android:{serial}"
-        self.folder = f"{ROOM}/edgeft-{secrets.token_hex(6)}"
+        self.folder = f"{ROOM}/{OURS}{os.getpid()}-{secrets.token_hex(4)}"
         self._adb, self._serial, self._connected = adb, serial, connected
         self._children = Children(self.name)
         self._there = False  # whether the folder may be there
@@ -78,6 +86,7 @@ class AndroidDevice:
         made = self._shell(shlex.join(["mkdir", "-m", "700", self.folder]))
         if made.code != 0:
             raise DeviceError(f"{self.name}: cannot make {self.folder}: {made.stderr.strip()}", _hint(made.stderr))
+        self._sweep()
         facts = self.probe()
         runner = find_runner(facts["machine"] or "an unknown machine", "android", facts["cpu_features"] or ())
         self.push({RUNNER_NAME: runner})
@@ -122,10 +131,8 @@ class AndroidDevice:
         if not self._there:
             return
         self._children.go_on()
-        folder = shlex.quote(self.folder)
-        command = f"cd {folder} 2>/dev/null && {{ {KILL}; }}; cd /; rm -rf {folder}; test ! -e {folder}"
         try:
-            gone = self._shell(command).code == 0
+            gone = self._shell(removal(self.folder)).code == 0
         except DeviceLost:
             gone = False
         if self._connected:
@@ -136,6 +143,14 @@ class AndroidDevice:
                 f"when it is back: adb -s {self._serial} shell rm -rf {self.folder}",
             )
         self._there = False
+
+    def _sweep(self) -> None:
+        """Remove what connections that ended early left; one process measures a phone once at a time."""
+        names: list[str] = []
+        self._shell(f"ls {ROOM}", names.append)
+        for name in names:
+            if is_left(name) and f"{ROOM}/{name}" != self.folder:
+                self._shell(removal(f"{ROOM}/{name}"))
 
     def _digests(self, names: Sequence[str]) -> dict[str, str]:
         """sha256 of those files that are there."""
@@ -174,6 +189,18 @@ class AndroidDevice:
     def _checked(self, ended: Exit) -> None:
         if ended.code != 0:
             raise DeviceError(f"{self.name}: {ended.stderr.strip() or f'code {ended.code}'}", _hint(ended.stderr))
+
+
+def removal(folder: str) -> str:
+    """A command that ends what runs in a folder on the phone and removes it; it fails if the folder stays."""
+    quoted = shlex.quote(folder)
+    return f"cd {quoted} 2>/dev/null && {{ {KILL}; }}; cd /; rm -rf {quoted}; test ! -e {quoted}"
+
+
+def is_left(name: str) -> bool:
+    """Whether a folder is of this process, or of one of this machine that is gone."""
+    pid = name.removeprefix(OURS).partition("-")[0]
+    return name.startswith(OURS) and pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
 
 
 def _hint(stderr: str) -> str:

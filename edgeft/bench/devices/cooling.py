@@ -1,11 +1,12 @@
-"""Waiting until a device is cool enough to be measured, and what its heat says about the timings afterwards."""
+"""Waiting until a device is cool enough to be measured, and what its state says about the timings afterwards."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from edgeft.bench.conditions import CLOCK_DROP
 from edgeft.progress import Reporter
 
 Facts = dict[str, Any]
@@ -53,4 +54,15 @@ def heat_marks(before: Facts, after: Facts) -> list[str]:
     if thermal.get("throttled") or status > 1:
         named = f"thermal status {SEVERITY[min(status, len(SEVERITY) - 1)]}" if status else "it says so"
         marks.append(f"throttling: {named} after the measurement")
+    return marks
+
+
+def state_marks(after: Facts, trace: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What else makes them doubtful: clocks that fell between repeats (`trace` is the runner's), and the screen."""
+    marks = []
+    clocks = [max(known) for at in trace if (known := [mhz for mhz in at["clocks_mhz"].values() if mhz])]
+    if clocks and min(clocks) < (1 - CLOCK_DROP) * max(clocks):
+        marks.append(f"throttling: the fastest clock was between {min(clocks):.0f} and {max(clocks):.0f} MHz")
+    if after.get("screen") in ("off", "locked"):
+        marks.append(f"screen {after['screen']}: phones give programs less then")
     return marks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +82,7 @@ DEVICES = {  # scheme of a target -> function(address after the ':', or '') that
 @contextmanager
 def opened(target: str) -> Iterator[Device]:
     """The device that `target` names ('local', 'ssh:user@host', 'android:SERIAL', 'browser', 'arm64'), cleaned up at
-    the end whatever happens.
+    the end whatever happens. If the connection broke, what could not be removed does not hide that: see the device.
 
     Raises DeviceError if there is no such kind or it cannot be reached.
     """
@@ -93,5 +93,11 @@ def opened(target: str) -> Iterator[Device]:
     device: Device = getattr(import_module(module), function)(address)
     try:
         yield device
-    finally:
+    except DeviceLost:
+        with suppress(DeviceError):
+            device.clean_up()
+        raise
+    except BaseException:
         device.clean_up()
+        raise
+    device.clean_up()

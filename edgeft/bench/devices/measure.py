@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from edgeft.bench import accuracy, conditions, speed
-from edgeft.bench.devices.cooling import cooled, heat_marks
+from edgeft.bench.devices.cooling import cooled, heat_marks, state_marks
 from edgeft.bench.devices.device import Device, DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import Job
 from edgeft.bench.devices.work import PART_ROWS, Work
@@ -138,13 +138,15 @@ class _Bench:
             result["absent"]["peak_rss_bytes"] = out["peak_rss"]
         cores = before["cores_physical"] or before["cores_logical"] or 1
         found = conditions.describe(moment_of(out["before"]), moment_of(out["after"]), samples, cores)
-        found["marks"] += heat_marks(before, after)
+        found["marks"] += heat_marks(before, after) + state_marks(after, out.get("trace") or ())
         result["conditions"] |= {"prompt_tokens": len(job.speed.prompt), "decode_tokens": job.speed.decode_tokens}
         result["conditions"] |= {
             **found,
             **{key: [before[key], after[key]] for key in ("thermal", "battery", "screen")},
         }
-        result["conditions"]["energy"] = out.get("energy")
+        result["conditions"] |= {"energy": out.get("energy"), "wasm_memory": out.get("memory")}
+        threads = out.get("threads", job.threads)  # a target may be told another number in its name
+        result["conditions"]["threads"] = result["host"]["threads"] = threads
         result["host"] |= {"after": after, "trace": out.get("trace")}
         result["host"] |= {"build": out["build"], "peak_rss": out["peak_rss"],
                            "context_tokens": job.context}  # fmt: skip

@@ -47,8 +47,9 @@ TARGETS = (NATIVE, *LEVELS)
 def find_runner(machine: str, system: str = "linux", features: Sequence[str] = ()) -> Path:
     """The runner for a machine ('aarch64', as `uname -m` says) whose processor has `features` (of /proc/cpuinfo).
 
-    The highest level that the features allow, the lowest if none are given; on a machine like this one the native
-    build, if there is one. Raises DeviceError if it is not built, was changed, or there is none for such a machine.
+    The highest of the built levels that the features allow, the lowest if none are given; on a machine like this one
+    the native build, if there is one. Raises DeviceError if none of them is built, it was changed, or there is none for
+    such a machine.
     """
     if system.lower() not in ("linux", "android") or machine not in LEVELS:
         raise DeviceError(
@@ -57,8 +58,9 @@ def find_runner(machine: str, system: str = "linux", features: Sequence[str] = (
     own = folder_of(NATIVE, Level(NATIVE))
     if machine == platform.machine() and (own / RECORD).is_file() and set(own_features()) <= set(features):
         return checked(own)
-    fit = [level for level in LEVELS[machine] if set(level.needs) <= set(features)]
-    return runner_of(machine, fit[0] if fit else LEVELS[machine][-1])
+    fit = [level for level in LEVELS[machine] if set(level.needs) <= set(features)] or [LEVELS[machine][-1]]
+    built = [level for level in fit if (folder_of(machine, level) / RECORD).is_file()]
+    return runner_of(machine, (built or fit)[0])
 
 
 def runner_of(target: str, level: Level) -> Path:

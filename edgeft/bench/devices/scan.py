@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeft.bench.devices.adb import find_adb, run_adb
+from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.host import host_facts
 
 Found = tuple[str, str, str]  # target, state, what it is
@@ -56,14 +57,14 @@ def _hosts_in(path: Path, depth: int) -> Iterator[str]:
 
 
 def _phones() -> list[Found]:
-    adb = shutil.which("adb")
-    if not adb:
-        return [("android:SERIAL", "no adb", "install adb (Debian: adb), turn on USB debugging")]
     try:
-        done = subprocess.run([adb, "devices", "-l"], capture_output=True, text=True, timeout=ADB_S)
-    except subprocess.TimeoutExpired:
+        adb = find_adb()
+    except DeviceError as error:
+        return [("android:SERIAL", "no adb", error.hint)]
+    try:
+        phones = phones_in(run_adb(adb, ["devices", "-l"], ADB_S).stdout)
+    except DeviceError:
         return [("android:SERIAL", "adb hangs", "adb kill-server, then try again")]
-    phones = phones_in(done.stdout)
     return phones or [("android:SERIAL", "no phone", "plug one in and allow USB debugging on its screen")]
 
 

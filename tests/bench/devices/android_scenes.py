@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.bench.devices.adb import find_adb, run_adb
-from edgeft.bench.devices.android import ROOM, AndroidDevice, open_android
+from edgeft.bench.devices.android import OURS, ROOM, AndroidDevice, open_android
 from edgeft.bench.devices.child import ignore
 from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.devices.job import Job, SpeedJob, job_of
@@ -79,6 +79,19 @@ def works(model: Path, job: Job, scratch: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def swept(model: Path) -> list[Any]:
+    """What a process that is gone has left goes at the next connection; what others have does not."""
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left, foreign = f"{ROOM}/{OURS}{gone.pid}-00ff00ff", f"{ROOM}/edgeft-{'0' * 8}-{gone.pid}-00ff00ff"
+    shell = [find_adb(), "-s", SERIAL, "shell"]
+    subprocess.run([*shell, f"mkdir {left} {foreign}; touch {left}/model.gguf"], check=True)
+    with phone(model):
+        there = subprocess.run([*shell, f"ls {ROOM}"], check=True, capture_output=True, text=True).stdout.split()
+    subprocess.run([*shell, f"rmdir {foreign}"], check=True)
+    return [Path(left).name in there, Path(foreign).name in there]
+
+
 def ends(model: Path, job: Job, scratch: Path, how: Callable[[AndroidDevice], Any]) -> list[Any]:
     """`how` ends a long job while it runs."""
     with phone(model) as device:
@@ -121,6 +134,7 @@ def is_lost(model: Path, job: Job, scratch: Path) -> list[Any]:
 def main(model: Path, job_file: Path, out: Path) -> None:
     job, scratch = job_of(job_file.read_text()), out.parent
     found: dict[str, Any] = {"works": works(model, job, scratch)}
+    found["swept"] = swept(model)
     found["killed"] = ends(model, job, scratch, kill_runner)
     found["stopped"] = ends(model, job, scratch, AndroidDevice.stop)
     found["full"] = is_full(model, scratch)

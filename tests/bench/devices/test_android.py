@@ -59,6 +59,7 @@ def test_a_phone_is_measured_and_whatever_happens_nothing_stays_on_it(tmp_path: 
     assert '{"what":"answers","total":3,"done":3}' in works["progress"]
     assert {"edgeft-runner", "model.gguf"} <= set(works["folder"]) and works["left"] == []
 
+    assert found["swept"] == [False, True]
     kind, words, left = found["killed"]
     assert (kind, left) == ("DeviceError", []) and "SIGKILL" in words and "memory" in words
     kind, words, left = found["stopped"]

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.bench.devices.cooling import cooled, heat_marks
-from edgeft.bench.devices.device import DEVICES, DeviceError, opened
+from edgeft.bench.devices import scan
+from edgeft.bench.devices.cooling import cooled, heat_marks, state_marks
+from edgeft.bench.devices.device import DEVICES, DeviceError, DeviceLost, opened
 from edgeft.bench.devices.linux import facts_of, sections_of
 from edgeft.bench.devices.measure import big_cores, chosen_cpus, default_threads
 from edgeft.bench.devices.scan import phones_in, ssh_hosts
@@ -73,6 +74,32 @@ def test_a_hot_device_is_waited_for_and_not_for_ever() -> None:
     assert heat_marks(readings[2], readings[2]) == []
 
 
+def test_a_clock_that_falls_between_repeats_and_a_dark_screen_make_timings_doubtful() -> None:
+    trace = [{"clocks_mhz": {"policy0": 1800.0, "policy4": mhz}} for mhz in (2800.0, 2790.0, 2000.0)]
+    assert state_marks({"screen": "on"}, trace[:2]) == []
+    assert state_marks({"screen": "off"}, trace) == [
+        "throttling: the fastest clock was between 2000 and 2800 MHz", "screen off: phones give programs less then"
+    ]  # fmt: skip
+    assert state_marks({}, [{"clocks_mhz": {}}, {"clocks_mhz": {"policy0": None}}]) == []
+
+
+@pytest.mark.parametrize("left_behind", [True, False])
+def test_a_lost_connection_is_not_hidden_by_what_cannot_be_removed(
+    left_behind: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Far:
+        def clean_up(self) -> None:
+            if left_behind:
+                raise DeviceError("a folder may still be there")
+
+    monkeypatch.setitem(DEVICES, "far", f"{__name__}:far")
+    monkeypatch.setattr(f"{__name__}.far", lambda address: Far(), raising=False)
+    with pytest.raises(DeviceLost, match="the cable"), opened("far"):
+        raise DeviceLost("the cable")
+    with pytest.raises(DeviceError if left_behind else KeyError), opened("far"):
+        raise KeyError("a mistake")
+
+
 def test_an_unknown_kind_of_target_is_answered_with_those_there_are() -> None:
     with pytest.raises(DeviceError, match="no target is called 'phone'") as caught, opened("phone"):
         pass
@@ -89,6 +116,16 @@ def test_what_is_found_is_named_and_not_connected_to(tmp_path: Path, monkeypatch
         "List of devices attached\nR58 device usb:1-1 model:SM_S921B device:e1s\nX9 unauthorized usb:1-2\n"
         "* daemon started successfully\n\n"
     )
-    assert phones_in(listing) == [
+    phones = [
         ("android:R58", "ready", "SM_S921B"), ("android:X9", "unauthorized", "allow USB debugging on its screen")
+    ]  # fmt: skip
+    assert phones_in(listing) == phones
+    adb = tmp_path / "adb"  # as adbutils brings it, not on the PATH
+    adb.write_text(f"#!/bin/sh\ncat <<'.'\n{listing}.\n")
+    adb.chmod(0o700)
+    monkeypatch.setattr(scan, "find_adb", lambda: str(adb))
+    found = scan.scan()
+    assert [line for line in found if line[0].startswith("android")] == phones
+    assert [line[0] for line in found if line[0].startswith(("local", "ssh"))] == [
+        "local", "ssh:pi", "ssh:board", "ssh:nas", "ssh:jetson"
     ]  # fmt: skip

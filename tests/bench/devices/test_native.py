@@ -42,8 +42,13 @@ def test_a_processor_gets_the_highest_level_that_it_allows() -> None:
     assert native.find_runner("aarch64", "Linux", PI_4) == built["armv8.0"] == native.find_runner("aarch64")
 
 
+def test_a_lower_level_serves_where_the_highest_that_fits_is_not_built() -> None:
+    built = {level.name: put("aarch64", level) for level in LEVELS["aarch64"][1:]}
+    assert native.find_runner("aarch64", features=PIXEL_8) == built["armv8.2"]
+
+
 def test_a_level_that_is_not_built_is_named_with_the_command_that_builds_it() -> None:
-    put("aarch64", LEVELS["aarch64"][-1])
+    put("x86_64", LEVELS["x86_64"][0])  # of no use to others
     with pytest.raises(DeviceError, match=r"armv9.*\n.*build-runner --target aarch64 --cpu armv9"):
         native.find_runner("aarch64", features=PIXEL_8)
     with pytest.raises(DeviceError, match="armv7l"):
