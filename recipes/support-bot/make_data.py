@@ -18,9 +18,9 @@ import yaml
 HERE = Path(__file__).parent
 SOURCE = HERE / "source"
 SLOT = re.compile(r"\{(\w+)\}")
-MULTI_TURN = 0.06  # share of the training rows that become a dialogue: the detail comes in a second message
-TOPIC_CHANGE = 0.015  # share in which the second message asks for something else
-ASIDES = 0.35  # share of the training rows in which a further detail is mentioned in a sentence of its own
+MULTI_TURN = 0.07  # share of the training rows that become a dialogue: the detail comes in a second message
+TOPIC_CHANGE = 0.04  # share in which the second message asks for something else
+ASIDES = 0.5  # share of the training rows in which a further detail is mentioned in a sentence of its own
 ASIDE_SLOTS = {"out_of_scope": ["place", "email", "date"], "reset_password": ["email", "place"],
                "delete_account": ["email", "place"], "change_email": ["place", "date"]}  # fmt: skip
 TYPOS = 0.08  # share in which one word is misspelled
