@@ -50,6 +50,7 @@ def bench(
         str | None,
         typer.Option(metavar="NAME", help="llama.cpp, onnxruntime, genai, torch (a model folder), or all that can."),
     ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Speed alone, at several lengths and thread counts.")] = False,
     strict: StrictOpt = False,
     as_json: JsonOpt = False,
     runs: RunsOpt = RUNS,
@@ -58,6 +59,7 @@ def bench(
 
     --target may be repeated: targets on different machines are measured together. Exit code 1 if one failed."""
     from edgeft import commands, naming
+    from edgeft.bench import history
     from edgeft.bench.choices import load_choices
     from edgeft.bench.constrained import bench_like
     from edgeft.bench.devices.measure import Choice
@@ -72,10 +74,17 @@ def bench(
         recipe = naming.open_run(package, (), runs).recipe
         settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
+    if sweep:
+        given = {"--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target}
+        refuse_together([name for name, value in given.items() if value], "--sweep")
+        _sweep(naming.to_measure(package, runs, runtime), settings, strict, as_json)
+        return
+    if like and strict:
+        refuse_together(["--strict"], "--like")
     test_rows = commands.read_test_rows(data) if data else None
     if target:
         given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
-        refuse_with_target([name for name, value in given.items() if value])
+        refuse_together([name for name, value in given.items() if value], "--target")
         folders = naming.package_folders(package, runs)
         choice = Choice(runs, cpus, strict)
         _bench_targets(target, folders, test_rows, settings, task, choice, html, as_json)
@@ -93,8 +102,10 @@ def bench(
             found = bench_package(
                 folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
             )
-            held = found["details"].get("held_to_grammar")
-            row = {**found["row"], "choices": found["choices"], "held_to_grammar": held}
+            details = found["details"]
+            row = {**found["row"], "name": found["row"]["name"] or naming.name_in_run(folder)}
+            history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, found["host"])
+            row |= {"choices": found["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
         rows.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -102,10 +113,26 @@ def bench(
         _print_measured(rows)
 
 
-def refuse_with_target(options: list[str]) -> None:
-    """Raises EdgeftError for options that only this machine can do."""
+def refuse_together(options: list[str], other: str) -> None:
+    """Raises EdgeftError for options that do not go with `other`."""
     if options:
-        raise EdgeftError(f"{', '.join(options)} cannot be asked of a --target", "leave one of the two out")
+        raise EdgeftError(f"{', '.join(options)} does not go with {other}", "leave one of the two out")
+
+
+def _sweep(folders: Any, settings: Any, strict: bool, as_json: bool) -> None:
+    """One table for each package, or all points as JSON."""
+    from edgeft.bench import sweep
+    from edgeft.progress import Reporter
+
+    found = []
+    for folder, runtime in folders:
+        points = sweep.sweep(folder, settings, Reporter(folder.name, stream=sys.stderr), runtime, strict)
+        found.append({"path": str(folder), "points": points})
+        if not as_json:
+            print(folder.name)
+            print_table(sweep.HEADERS, list(sweep.lines(points)), right_from=0)
+    if as_json:
+        print(json.dumps(found, indent=1))
 
 
 def _bench_targets(
