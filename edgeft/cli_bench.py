@@ -29,6 +29,9 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, metavar="N", help="With --data: only its first N rows, stated as n.")
+    ] = None,
     choices: Annotated[
         Path | None, typer.Option(help='Multiple choice: lines of {"query", "choices", "gold"}.')
     ] = None,
@@ -72,7 +75,9 @@ def bench(
         recipe = naming.open_run(package, (), runs).recipe
         settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
-    test_rows = commands.read_test_rows(data) if data else None
+    if rows and not data:
+        raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
+    test_rows = commands.read_test_rows(data)[:rows] if data else None
     if target:
         given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
         refuse_with_target([name for name, value in given.items() if value])
@@ -84,22 +89,22 @@ def bench(
         questions=load_choices(choices) if choices else (),
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
     )
-    rows = []
+    found = []
     for folder, chosen in naming.to_measure(package, runs, runtime):
         report = Reporter(folder.name, stream=sys.stderr)
         if like and profile:
             row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
         else:
-            found = bench_package(
+            result = bench_package(
                 folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
             )
-            held = found["details"].get("held_to_grammar")
-            row = {**found["row"], "choices": found["choices"], "held_to_grammar": held}
-        rows.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
+            held = result["details"].get("held_to_grammar")
+            row = {**result["row"], "choices": result["choices"], "held_to_grammar": held}
+        found.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        _print_measured(rows)
+        _print_measured(found)
 
 
 def refuse_with_target(options: list[str]) -> None:
