@@ -260,6 +260,7 @@ def devices(
             print(json.dumps({name: profile.model_dump() for name, profile in chosen.items()}, indent=1))
         else:
             print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
+            print("\n" + "\n".join(forecast.device_remarks(chosen)))
         return
     opened = [forecast.open_package(path) for name in packages for path in naming.package_folders(name, runs)]
     rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)
