@@ -29,6 +29,9 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, metavar="N", help="With --data: only its first N rows, stated as n.")
+    ] = None,
     choices: Annotated[
         Path | None, typer.Option(help='Multiple choice: lines of {"query", "choices", "gold"}.')
     ] = None,
@@ -81,7 +84,9 @@ def bench(
         return
     if like and strict:
         refuse_together(["--strict"], "--like")
-    test_rows = commands.read_test_rows(data) if data else None
+    if rows and not data:
+        raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
+    test_rows = commands.read_test_rows(data)[:rows] if data else None
     if target:
         given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
         refuse_together([name for name, value in given.items() if value], "--target")
@@ -93,24 +98,24 @@ def bench(
         questions=load_choices(choices) if choices else (),
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
     )
-    rows = []
+    found = []
     for folder, chosen in naming.to_measure(package, runs, runtime):
         report = Reporter(folder.name, stream=sys.stderr)
         if like and profile:
             row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
         else:
-            found = bench_package(
+            result = bench_package(
                 folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
             )
-            details = found["details"]
-            row = {**found["row"], "name": found["row"]["name"] or naming.name_in_run(folder)}
-            history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, found["host"])
-            row |= {"choices": found["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
-        rows.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
+            details = result["details"]
+            row = {**result["row"], "name": result["row"]["name"] or naming.name_in_run(folder)}
+            history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
+            row |= {"choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
+        found.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        _print_measured(rows)
+        _print_measured(found)
 
 
 def refuse_together(options: list[str], other: str) -> None:
@@ -282,6 +287,7 @@ def devices(
             print(json.dumps({name: profile.model_dump() for name, profile in chosen.items()}, indent=1))
         else:
             print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
+            print("\n" + "\n".join(forecast.device_remarks(chosen)))
         return
     opened = [forecast.open_package(path) for name in packages for path in naming.package_folders(name, runs)]
     rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)
