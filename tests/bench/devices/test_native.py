@@ -50,6 +50,11 @@ def test_a_processor_gets_the_highest_level_that_it_allows() -> None:
 def test_a_lower_level_serves_where_the_highest_that_fits_is_not_built() -> None:
     built = {level.name: put("aarch64", level) for level in LEVELS["aarch64"][1:]}
     assert native.find_runner("aarch64", features=PIXEL_8) == built["armv8.2"]
+    better = native.better_runner("aarch64", PIXEL_8)
+    assert better == "edgeft device build-runner --target aarch64 --cpu armv9"
+    assert native.better_runner("aarch64", PI_4) is None, "it has the highest that it can use"
+    put("aarch64", LEVELS["aarch64"][0])
+    assert native.better_runner("aarch64", PIXEL_8) is None
 
 
 def test_a_level_that_is_not_built_is_named_with_the_command_that_builds_it() -> None:
@@ -67,6 +72,7 @@ def test_the_native_build_serves_only_processors_like_this_one(monkeypatch: pyte
     monkeypatch.setattr(native, "own_features", lambda: ["avx2", "bmi2", "f16c", "fma", "avx512f"])
     own, any_ = put(NATIVE, Level(NATIVE)), put("x86_64", LEVELS["x86_64"][0])
     assert native.find_runner("x86_64", features=[*native.own_features(), "more"]) == own
+    assert native.better_runner("x86_64", native.own_features()) is None
     assert native.find_runner("x86_64", features=["avx2", "bmi2", "f16c", "fma"]) == any_
 
 
