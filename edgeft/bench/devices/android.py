@@ -23,10 +23,10 @@ from edgeft.artifact import file_sha256
 from edgeft.bench.devices.adb import READY, chosen, find_adb, is_address, phones_in, run_adb
 from edgeft.bench.devices.android_facts import ANDROID_PROBE, android_facts, energy
 from edgeft.bench.devices.child import Children, ignore
-from edgeft.bench.devices.device import DeviceError, DeviceLost, OnLine
+from edgeft.bench.devices.device import DeviceError, DeviceLost, OnLine, cleaned_up_after_errors
 from edgeft.bench.devices.job import Job
 from edgeft.bench.devices.linux import sections_of
-from edgeft.bench.devices.native import find_runner
+from edgeft.bench.devices.native import better_runner, find_runner
 from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runner, run_job
 
 ROOM = "/data/local/tmp"
@@ -56,11 +56,8 @@ def open_android(address: str) -> AndroidDevice:
         if address not in phones:
             raise DeviceError(f"adb cannot reach {address}: {said}", "look at the address in Wireless debugging")
     device = AndroidDevice(adb, chosen(phones, address), connected)
-    try:
+    with cleaned_up_after_errors(device):
         device.prepare()
-    except BaseException:
-        device.clean_up()
-        raise
     return device
 
 
@@ -77,6 +74,7 @@ class AndroidDevice:
         self._adb, self._serial, self._connected = adb, serial, connected
         self._children = Children(self.name)
         self._there = False  # whether the folder may be there
+        self._better: str | None = None  # see `native.better_runner`
 
     def prepare(self) -> None:
         """Make the folder, choose the runner that fits the processor, and try it."""
@@ -88,8 +86,9 @@ class AndroidDevice:
             raise DeviceError(f"{self.name}: cannot make {self.folder}: {made.stderr.strip()}", _hint(made.stderr))
         self._sweep()
         facts = self.probe()
-        runner = find_runner(facts["machine"] or "an unknown machine", "android", facts["cpu_features"] or ())
-        self.push({RUNNER_NAME: runner})
+        machine, features = facts["machine"] or "an unknown machine", facts["cpu_features"] or ()
+        self.push({RUNNER_NAME: find_runner(machine, "android", features)})
+        self._better = better_runner(machine, features)
         check_runner(self, ARGV[:1])
 
     def probe(self) -> dict[str, Any]:
@@ -115,11 +114,12 @@ class AndroidDevice:
                 self._checked(self._run(["pull", f"{self.folder}/{name}", str(folder / name)]))
 
     def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
-        """As `Device.run`; a timed job also has "energy": see `android_facts.energy`."""
+        """As `Device.run`; a timed job also has "energy" (`android_facts.energy`) and "better_runner" (`native`)."""
         charging = (self.probe()["battery"] or {}).get("charging") if job.speed else None
         out = run_job(self, ARGV, job, scratch, on_line)
         if job.speed:
             out["energy"] = energy(out.get("trace", ()), out["samples"], charging)
+            out["better_runner"] = self._better
         return out
 
     def stop(self) -> None:

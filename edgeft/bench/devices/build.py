@@ -40,6 +40,7 @@ from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
 
 PACKAGE = "llama-cpp-python"
+SHA256 = {"0.3.36": "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"}  # of its source, by version
 INSIDE = ("vendor", "llama.cpp")  # of the source package
 NEEDED = ("CMakeLists.txt", "cmake", "ggml", "include", "src", "vendor", "LICENSE")
 TOOLS = {"cc": "cc", "c++": "c++", "ar": "ar", "ranlib": "ranlib"}  # wrapper -> zig's name for the tool
@@ -102,12 +103,17 @@ def _write_record(folder: Path, target: str, level: Level, source: Path, seconds
 def fetch_source(report: Reporter) -> Path:
     """llama.cpp's folder from the source package of the installed llama-cpp-python, downloaded once.
 
-    Raises EdgeftError if pip cannot fetch it.
+    Raises EdgeftError if edgeft knows no sha256 of that version, if pip cannot fetch it or fetches something else.
     """
     wanted = f"{PACKAGE}=={llama_cpp_version()}"
     out = cache_folder() / f"llama.cpp-{llama_cpp_version()}"
     if out.is_dir():
         return out
+    if llama_cpp_version() not in SHA256:
+        raise EdgeftError(
+            f"edgeft knows no sha256 of the source of {wanted}, only of {', '.join(SHA256)}",
+            f"pip install -c constraints.txt {PACKAGE}, or name llama.cpp's folder of that package: --source FOLDER",
+        )
     report.note(f"fetching the source of {wanted}")
     with tempfile.TemporaryDirectory(prefix="source-", dir=cache_folder()) as scratch:
         pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q", "download", "--no-deps"]
@@ -117,6 +123,12 @@ def fetch_source(report: Reporter) -> Path:
             raise EdgeftError(
                 f"pip cannot fetch the source of {wanted}\n{_last(ran.stderr)}",
                 "check the network, or name llama.cpp's folder of that package: --source FOLDER",
+            )
+        if (found := file_sha256(packages[0])) != SHA256[llama_cpp_version()]:
+            raise EdgeftError(
+                f"{packages[0].name} is not the source that edgeft was tested with: its sha256 is {found}, not "
+                f"{SHA256[llama_cpp_version()]}",
+                "look at the index that pip asks (pip config list), and try again without a cache: pip cache purge",
             )
         unpacked = Path(scratch) / "llama.cpp"
         _unpack(packages[0], unpacked)

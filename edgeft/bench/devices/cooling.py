@@ -13,7 +13,8 @@ Facts = dict[str, Any]
 
 LONGEST_S, EVERY_S = 180.0, 10.0
 BATTERY_C = 38.0  # phones begin to slow down from about 40
-ZONE_C = 65.0  # a Raspberry Pi slows down from 80, and timing adds some 10 to 15
+SLOWS_C = 80.0  # a Raspberry Pi does from here
+ZONE_C = SLOWS_C - 15  # before it is timed: that adds some 10 to 15
 SEVERITY = ("none", "light", "moderate", "severe", "critical", "emergency", "shutdown")  # Android's thermal status
 
 
@@ -58,11 +59,18 @@ def heat_marks(before: Facts, after: Facts) -> list[str]:
 
 
 def state_marks(after: Facts, trace: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What else makes them doubtful: clocks that fell between repeats (`trace` is the runner's), and the screen."""
+    """What else makes them doubtful: clocks that fell and heat between repeats (`trace` is the runner's), the screen.
+
+    Zones count where no battery tells its heat, as in `too_hot`: parts of a phone's chip may be hotter than all of it.
+    """
     marks = []
     clocks = [max(known) for at in trace if (known := [mhz for mhz in at["clocks_mhz"].values() if mhz])]
     if clocks and min(clocks) < (1 - CLOCK_DROP) * max(clocks):
         marks.append(f"throttling: the fastest clock was between {min(clocks):.0f} and {max(clocks):.0f} MHz")
+    zones = [degrees for at in trace for degrees in at["zones_c"].values()]
+    battery = (after.get("battery") or {}).get("temperature_c")
+    if battery is None and zones and max(zones) >= SLOWS_C:
+        marks.append(f"hot: the hottest zone reached {max(zones):.0f} C while it was timed")
     if after.get("screen") in ("off", "locked"):
         marks.append(f"screen {after['screen']}: phones give programs less then")
     return marks

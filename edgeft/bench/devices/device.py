@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +82,7 @@ DEVICES = {  # scheme of a target -> function(address after the ':', or '') that
 @contextmanager
 def opened(target: str) -> Iterator[Device]:
     """The device that `target` names ('local', 'ssh:user@host', 'android:SERIAL', 'browser', 'arm64'), cleaned up at
-    the end whatever happens. If the connection broke, what could not be removed does not hide that: see the device.
+    the end whatever happens.
 
     Raises DeviceError if there is no such kind or it cannot be reached.
     """
@@ -91,13 +91,23 @@ def opened(target: str) -> Iterator[Device]:
         raise DeviceError(f"no target is called {target!r}", f"known are {', '.join(DEVICES)}; ssh:USER@HOST")
     module, _, function = DEVICES[scheme].partition(":")
     device: Device = getattr(import_module(module), function)(address)
-    try:
+    with cleaned_up_after_errors(device):
         yield device
-    except DeviceLost:
-        with suppress(DeviceError):
+    device.clean_up()
+
+
+@contextmanager
+def cleaned_up_after_errors(device: Device) -> Iterator[None]:
+    """After any error nothing is left on the device; that the connection broke is not hidden by what could not be
+    removed, whose words are added."""
+    try:
+        yield
+    except DeviceLost as lost:
+        try:
             device.clean_up()
+        except DeviceError as left:
+            raise DeviceLost(lost.message, f"{lost.hint}\n     {left.message}; {left.hint}") from lost
         raise
     except BaseException:
         device.clean_up()
         raise
-    device.clean_up()

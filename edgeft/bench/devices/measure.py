@@ -63,15 +63,19 @@ def bench_on(
     """What `bench_package` returns, measured on `target`. `quiet` is held while this machine works for it; `on_open`
     gives what is held as long as the device is open.
 
-    A lost connection is made again twice; rows that were answered are kept in `choice.runs` until all are.
+    A lost connection is made again, in two attempts; rows that were answered are kept in `choice.runs` until all are.
     Raises DeviceError if it cannot be done.
     """
+    lost = False
     for left in range(RETRIES, -1, -1):
+        reached = False
         try:
             with opened(target) as device, on_open(device), tempfile.TemporaryDirectory(prefix="edgeft-job-") as near:
+                reached = True
                 return _Bench(device, work, choice, report, quiet or nullcontext(), Path(near)).measure()
-        except DeviceLost as error:
-            if not left:
+        except DeviceError as error:
+            lost = isinstance(error, DeviceLost) or (lost and not reached)  # it may not be back yet
+            if not lost or not left:
                 raise
             report.note(f"{error.message}; connecting again")
             time.sleep(RETRY_S)
@@ -154,6 +158,9 @@ class _Bench:
         result["host"] |= {"after": after, "trace": out.get("trace")}
         result["host"] |= {"build": out["build"], "peak_rss": out["peak_rss"],
                            "context_tokens": job.context}  # fmt: skip
+        result["conditions"]["better_runner"] = out.get("better_runner")
+        if out.get("better_runner"):
+            self.report.note(f"a faster runner fits this processor: {out['better_runner']}")
         for mark in found["marks"]:
             self.report.note(f"doubtful timings: {mark}")
 

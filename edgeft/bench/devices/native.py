@@ -55,12 +55,31 @@ def find_runner(machine: str, system: str = "linux", features: Sequence[str] = (
         raise DeviceError(
             f"there is no runner for {system} on {machine}", f"it runs on Linux and Android on {', '.join(LEVELS)}"
         )
-    own = folder_of(NATIVE, Level(NATIVE))
-    if machine == platform.machine() and (own / RECORD).is_file() and set(own_features()) <= set(features):
-        return checked(own)
-    fit = [level for level in LEVELS[machine] if set(level.needs) <= set(features)] or [LEVELS[machine][-1]]
+    if _like_this_one(machine, features):
+        return checked(folder_of(NATIVE, Level(NATIVE)))
+    fit = _fitting(machine, features)
     built = [level for level in fit if (folder_of(machine, level) / RECORD).is_file()]
     return runner_of(machine, (built or fit)[0])
+
+
+def better_runner(machine: str, features: Sequence[str]) -> str | None:
+    """The command that builds a runner of a higher level than the one that `find_runner` gives; None if it is the
+    highest that fits."""
+    best = _fitting(machine, features)[0]
+    if _like_this_one(machine, features) or (folder_of(machine, best) / RECORD).is_file():
+        return None
+    return build_command(machine, best)
+
+
+def _fitting(machine: str, features: Sequence[str]) -> list[Level]:
+    """Levels that the features allow, the highest first; the one that runs on any of them if none do."""
+    return [level for level in LEVELS[machine] if set(level.needs) <= set(features)] or [LEVELS[machine][-1]]
+
+
+def _like_this_one(machine: str, features: Sequence[str]) -> bool:
+    """Whether the native build is there and runs on such a machine."""
+    built = (folder_of(NATIVE, Level(NATIVE)) / RECORD).is_file()
+    return built and machine == platform.machine() and set(own_features()) <= set(features)
 
 
 def runner_of(target: str, level: Level) -> Path:

@@ -85,6 +85,7 @@ class SshDevice:
         self._near = tempfile.mkdtemp(prefix="edgeft-ssh-")
         self._socket = f"{self._near}/c"
         self._runner: list[str] | None = None
+        self._better: str | None = None  # see `native.better_runner`
         self._pushed: set[str] = set()
         self._removed = False
         try:
@@ -176,17 +177,20 @@ class SshDevice:
             raise DeviceError(f"{self.name} {what}: it ended {reason(ended)}", hint(ended))
 
     def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
+        """As `Device.run`, with "better_runner" (`native`)."""
         if self._runner is None:
             self._runner = self._native() if MODEL_NAME in self._pushed else self._python()
         threads = ["env", f"OMP_NUM_THREADS={job.threads}"]
-        return run_job(self, [*threads, *self._runner], job, scratch, on_line)
+        return {**run_job(self, [*threads, *self._runner], job, scratch, on_line), "better_runner": self._better}
 
     def _native(self) -> list[str]:
         """Push the runner for its processor."""
-        from edgeft.bench.devices.native import find_runner
+        from edgeft.bench.devices.native import better_runner, find_runner
 
         facts = self.probe()
-        self.push({RUNNER_NAME: find_runner(str(facts["machine"]), features=facts["cpu_features"] or ())})
+        machine, features = str(facts["machine"]), facts["cpu_features"] or ()
+        self.push({RUNNER_NAME: find_runner(machine, features=features)})
+        self._better = better_runner(machine, features)
         check_runner(self, [f"./{RUNNER_NAME}"])
         return [f"./{RUNNER_NAME}", MODEL_NAME]
 

@@ -75,12 +75,20 @@ def test_a_hot_device_is_waited_for_and_not_for_ever() -> None:
 
 
 def test_a_clock_that_falls_between_repeats_and_a_dark_screen_make_timings_doubtful() -> None:
-    trace = [{"clocks_mhz": {"policy0": 1800.0, "policy4": mhz}} for mhz in (2800.0, 2790.0, 2000.0)]
+    clocks = [{"policy0": 1800.0, "policy4": mhz} for mhz in (2800.0, 2790.0, 2000.0)]
+    trace = [{"clocks_mhz": now, "zones_c": {}} for now in clocks]
     assert state_marks({"screen": "on"}, trace[:2]) == []
     assert state_marks({"screen": "off"}, trace) == [
         "throttling: the fastest clock was between 2000 and 2800 MHz", "screen off: phones give programs less then"
     ]  # fmt: skip
-    assert state_marks({}, [{"clocks_mhz": {}}, {"clocks_mhz": {"policy0": None}}]) == []
+    assert state_marks({}, [{"clocks_mhz": now, "zones_c": {}} for now in ({}, {"policy0": None})]) == []
+
+
+def test_a_zone_that_gets_too_hot_between_repeats_makes_timings_doubtful() -> None:
+    trace = [{"clocks_mhz": {}, "zones_c": {"cpu": degrees, "gpu": 50.0}} for degrees in (60.0, 84.0, 70.0)]
+    assert state_marks({}, trace) == ["hot: the hottest zone reached 84 C while it was timed"]
+    assert state_marks({}, [trace[0], trace[2]]) == [], "timing warms a device"
+    assert state_marks({"battery": {"temperature_c": 31.0}}, trace) == [], "a phone's battery tells its heat"
 
 
 @pytest.mark.parametrize("left_behind", [True, False])

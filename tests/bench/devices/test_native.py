@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,7 @@ from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.devices.native import LEVELS, NATIVE, Level
 from edgeft.errors import EdgeftError
 from edgeft.progress import Reporter
+from tests.bench.devices.conftest import ROOT
 
 PI_4 = ["fp", "asimd", "evtstrm", "crc32", "cpuid"]
 PIXEL_8 = [*PI_4, "atomics", "fphp", "asimdhp", "asimdrdm", "lrcpc", "asimddp", "i8mm", "bf16"]
@@ -45,6 +50,11 @@ def test_a_processor_gets_the_highest_level_that_it_allows() -> None:
 def test_a_lower_level_serves_where_the_highest_that_fits_is_not_built() -> None:
     built = {level.name: put("aarch64", level) for level in LEVELS["aarch64"][1:]}
     assert native.find_runner("aarch64", features=PIXEL_8) == built["armv8.2"]
+    better = native.better_runner("aarch64", PIXEL_8)
+    assert better == "edgeft device build-runner --target aarch64 --cpu armv9"
+    assert native.better_runner("aarch64", PI_4) is None, "it has the highest that it can use"
+    put("aarch64", LEVELS["aarch64"][0])
+    assert native.better_runner("aarch64", PIXEL_8) is None
 
 
 def test_a_level_that_is_not_built_is_named_with_the_command_that_builds_it() -> None:
@@ -62,6 +72,7 @@ def test_the_native_build_serves_only_processors_like_this_one(monkeypatch: pyte
     monkeypatch.setattr(native, "own_features", lambda: ["avx2", "bmi2", "f16c", "fma", "avx512f"])
     own, any_ = put(NATIVE, Level(NATIVE)), put("x86_64", LEVELS["x86_64"][0])
     assert native.find_runner("x86_64", features=[*native.own_features(), "more"]) == own
+    assert native.better_runner("x86_64", native.own_features()) is None
     assert native.find_runner("x86_64", features=["avx2", "bmi2", "f16c", "fma"]) == any_
 
 
@@ -104,3 +115,40 @@ def test_a_build_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(EdgeftError, match="cmake"):
         build.build_runner(NATIVE, Level(NATIVE), report, source=tmp_path)
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def downloads(monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """Lets pip "download" a small archive; returns its content."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("llama_cpp_python/vendor/llama.cpp/CMakeLists.txt"))
+
+    def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+        Path(command[command.index("--dest") + 1], "llama_cpp_python.tar.gz").write_bytes(content.getvalue())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(build, "_run", run)
+    return content.getvalue()
+
+
+def test_another_source_than_the_pinned_one_is_refused_before_it_is_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = downloads(monkeypatch)
+    with pytest.raises(EdgeftError, match="not the source that edgeft was tested with"):
+        build.fetch_source(Reporter("build"))
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setitem(build.SHA256, build.llama_cpp_version(), hashlib.sha256(content).hexdigest())
+    assert [path.name for path in build.fetch_source(Reporter("build")).iterdir()] == ["CMakeLists.txt"]
+
+
+def test_the_source_of_the_constraints_version_is_pinned_and_no_other_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    constraints = (ROOT / "constraints.txt").read_text().splitlines()
+    [pinned] = [line.partition("==")[2] for line in constraints if line.startswith("llama_cpp_python==")]
+    assert pinned in build.SHA256
+    downloads(monkeypatch)
+    monkeypatch.setattr(build, "llama_cpp_version", lambda: "0.0.1")
+    with pytest.raises(EdgeftError, match=r"no sha256 of the source of llama-cpp-python==0\.0\.1"):
+        build.fetch_source(Reporter("build"))

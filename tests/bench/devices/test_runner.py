@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgeft.bench.devices.job import LOGITS, ForcedJob, Job, RowJob, SpeedJob
+from edgeft.bench.devices.child import ignore
+from edgeft.bench.devices.device import DeviceError
+from edgeft.bench.devices.job import LOGITS, OUT, ForcedJob, Job, RowJob, SpeedJob
+from edgeft.bench.devices.local import LocalDevice
 from edgeft.bench.devices.native import NATIVE, Level
+from edgeft.bench.devices.shell import run_job
 from edgeft.bench.llamacpp import LlamaCppSession
 from edgeft.formats.gguf import write_gguf
 from tests.bench import session_checks as checks
@@ -123,3 +127,16 @@ def test_a_damaged_file_is_named(runner: Path, model: Path, tmp_path: Path) -> N
     (tmp_path / "broken.gguf").write_bytes(model.read_bytes()[:2000])
     code, out = run(runner, tmp_path / "broken.gguf", Job(1, 64, rows=[RowJob([5])]), tmp_path)
     assert code == 2 and "broken.gguf" in out["error"]["message"] and out["error"]["hint"]
+
+
+@pytest.mark.parametrize("name", [LOGITS, OUT])
+def test_a_disk_that_fills_up_under_the_results_is_said(name: str, runner: Path, model: Path, tmp_path: Path) -> None:
+    job = Job(1, 64, forced=[ForcedJob([5, 6, 7], [0, 1, 2])], logits=LOGITS)
+    device = LocalDevice()
+    try:
+        Path(device.folder, f"{name}.partial").symlink_to("/dev/full")  # takes nothing, as a full disk does
+        with pytest.raises(DeviceError, match=f"cannot write {name}: No space left on device") as caught:
+            run_job(device, [str(runner), str(model)], job, tmp_path, ignore)
+    finally:
+        device.clean_up()
+    assert "free space" in caught.value.hint and not (tmp_path / name).exists()
