@@ -33,8 +33,6 @@ def target_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     headers = ["", *(row["target"] + ("*" if marks_of(row) else "") for row in rows)]
     body = [["runtime", *(row["runtime"] or DASH for row in rows)]]
     body.append(["threads", *(str((row["conditions"] or {}).get("threads", DASH)) for row in rows)])
-    if any(memory := [(row["conditions"] or {}).get("wasm_memory") for row in rows]):
-        body.append(["WASM MB", *(f"{one['bytes'] / 1e6:,.0f}" if one else DASH for one in memory)])
     for header, field, scale, decimals in COLUMNS:
         cells = [cell(row, field, scale, decimals) for row in rows]
         if any(text != DASH for text in cells):

@@ -48,9 +48,9 @@ def _thermal(thermal: dict[str, Any]) -> str:
     return " ".join(filter(None, (DASH if status is None else str(status), thermal.get("throttled") and "throttled")))
 
 
-def _energy(row: Row) -> str:
-    joules = ((row["conditions"] or {}).get("energy") or {}).get("joules_per_token")
-    return f"{1000 * joules:.1f}" if joules is not None else ""
+def _wasm(row: Row) -> str:
+    memory = (row["conditions"] or {}).get("wasm_memory")
+    return f"{memory['bytes'] / 1e6:,.0f}" if memory else ""
 
 
 def _instructions(row: Row) -> str:
@@ -64,7 +64,7 @@ LINES: dict[str, Callable[[Row], str]] = {
     "thermal status": _before_and_after("thermal", _thermal),
     "battery": _before_and_after("battery", _battery),
     "screen": _before_and_after("screen", str),
-    "mJ/token": _energy,
+    "WASM MB": _wasm,
     "M instructions/token": _instructions,
 }
 

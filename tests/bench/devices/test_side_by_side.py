@@ -23,6 +23,7 @@ PHONE = {
         ]
     },
     "n": 12,
+    "joules_per_token": 0.0421,
 }
 EMULATED = {"conditions": {"threads": 1, "emulated": True, "instructions": {"decode_per_token": 31_200_000.0}}}
 
@@ -38,7 +39,7 @@ def test_the_table_shows_a_phones_state_and_energy_and_the_instructions_of_an_em
     assert lines["thermal status"][0] == "0, 2 throttled"
     assert lines["battery"][0] == "80% 31.5 C, 79% 31.5 C"
     assert lines["screen"][0] == "on"
-    assert lines["mJ/token"][0] == "42.1"
+    assert lines["J/token"][0] == "0.042"
     assert lines["M instructions/token"] == ["—", "31.2", "—"]
     assert lines["rows scored"] == ["12", "—", "—"]
     assert "<td>80% 31.5 C, 79% 31.5 C</td>" in page(rows)
