@@ -27,7 +27,7 @@ from edgeft.recipe import load_recipe
 HERE = Path(__file__).parent
 RECIPE = ROOT / "recipes" / "support-bot.yaml"
 SIDES = {"edgeft": "benchmarks.distill.edgeft_side", "trl": "benchmarks.distill.trl_side"}
-SLICE = ("data.max_train_rows=800", "data.max_eval_rows=100", "train.epochs=1", "distill.epochs=1")
+SLICE = ("data.max_train_rows=800", "data.max_eval_rows=100", "train.epochs=1", "distill.epochs=8")
 GKD_STUDENT = ("student.layers=15", "student.vocabulary=null")  # GKDTrainer needs the teacher's vocabulary
 GKD_ROWS = 240
 
