@@ -6,10 +6,9 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from edgeft.bench import accuracy, conditions, speed
 from edgeft.bench.devices.cooling import cooled, heat_marks, state_marks
 from edgeft.bench.devices.device import Device, DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import Job
+from edgeft.bench.devices.private import private_folder
 from edgeft.bench.devices.work import PART_ROWS, Work
 from edgeft.bench.follow import Follower
 from edgeft.bench.footprint import read_footprint
@@ -70,9 +70,9 @@ def bench_on(
     for left in range(RETRIES, -1, -1):
         reached = False
         try:
-            with opened(target) as device, on_open(device), tempfile.TemporaryDirectory(prefix="edgeft-job-") as near:
+            with opened(target) as device, on_open(device), _scratch() as near:
                 reached = True
-                return _Bench(device, work, choice, report, quiet or nullcontext(), Path(near)).measure()
+                return _Bench(device, work, choice, report, quiet or nullcontext(), near).measure()
         except DeviceError as error:
             lost = isinstance(error, DeviceLost) or (lost and not reached)  # it may not be back yet
             if not lost or not left:
@@ -80,6 +80,16 @@ def bench_on(
             report.note(f"{error.message}; connecting again")
             time.sleep(RETRY_S)
     raise AssertionError
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder on this side, for jobs and what comes back."""
+    folder = Path(private_folder())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
