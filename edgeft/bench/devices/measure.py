@@ -59,9 +59,10 @@ def bench_on(
     report: Reporter,
     quiet: Context | None = None,
     on_open: Callable[[Device], Context] = lambda device: nullcontext(),
+    on_sent: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """What `bench_package` returns, measured on `target`. `quiet` is held while this machine works for it; `on_open`
-    gives what is held as long as the device is open.
+    gives what is held as long as the device is open; `on_sent` hears that the package is there.
 
     A lost connection is made again, in two attempts; rows that were answered are kept in `choice.runs` until all are.
     Raises DeviceError if it cannot be done.
@@ -72,7 +73,7 @@ def bench_on(
         try:
             with opened(target) as device, on_open(device), _scratch() as near:
                 reached = True
-                return _Bench(device, work, choice, report, quiet or nullcontext(), near).measure()
+                return _Bench(device, work, choice, report, quiet or nullcontext(), near, on_sent).measure()
         except DeviceError as error:
             lost = isinstance(error, DeviceLost) or (lost and not reached)  # it may not be back yet
             if not lost or not left:
@@ -102,6 +103,7 @@ class _Bench:
     report: Reporter
     quiet: Context
     near: Path
+    on_sent: Callable[[], None]
 
     def measure(self) -> dict[str, Any]:
         work, device = self.work, self.device
@@ -112,6 +114,7 @@ class _Bench:
             )
         with self.quiet:
             device.push(work.files)
+        self.on_sent()
         facts = device.probe() if device.emulated else cooled(device.probe, self.report)
         cpus = chosen_cpus(self.choice.cpus, facts)
         threads = work.settings.threads or (len(cpus) if cpus else default_threads(facts))
