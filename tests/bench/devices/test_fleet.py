@@ -74,13 +74,15 @@ def test_this_machine_is_timed_when_the_others_have_their_package(
     tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     order: list[str] = []
+    near_runs, together = threading.Event(), [False]
 
     class Near(LocalDevice):
         def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
-            order.append(f"{self.place} runs")
+            order.append("near runs")
+            near_runs.set()
             return super().run(job, scratch, on_line)
 
-    class Far(Near):
+    class Far(LocalDevice):
         place = "far"
 
         def __init__(self) -> None:
@@ -91,6 +93,10 @@ def test_this_machine_is_timed_when_the_others_have_their_package(
             if "model.gguf" in files:
                 order.append("far has it")
             super().push(files)
+
+        def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
+            together[0] = near_runs.wait(timeout=10)
+            return super().run(job, scratch, on_line)
 
     for name, device in (("local", Near), ("far", Far), ("broken", None)):
         monkeypatch.setitem(DEVICES, name, f"{__name__}:{name}")
@@ -104,7 +110,7 @@ def test_this_machine_is_timed_when_the_others_have_their_package(
     work = prepare_work(tiny_gguf, None, BenchSettings(prompt_tokens=8, decode_tokens=2, repeats=3), TaskSettings())
     rows = bench_fleet(["local", "far", "broken"], work, Choice(tmp_path), None)
     assert [bool(row["decode_tps"]) for row in rows] == [True, True, False]
-    assert order[0] == "far has it" and set(order[1:]) == {"here runs", "far runs"}
+    assert order == ["far has it", "near runs"] and together == [True]
 
 
 def test_a_stopped_fleet_lets_nobody_wait_for_what_is_not_sent() -> None:
