@@ -29,6 +29,9 @@ def bench(
     data: Annotated[
         Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
     ] = None,
+    rows: Annotated[
+        int | None, typer.Option("--rows", min=1, metavar="N", help="With --data: only its first N rows, stated as n.")
+    ] = None,
     choices: Annotated[
         Path | None, typer.Option(help='Multiple choice: lines of {"query", "choices", "gold"}.')
     ] = None,
@@ -50,6 +53,7 @@ def bench(
         str | None,
         typer.Option(metavar="NAME", help="llama.cpp, onnxruntime, genai, torch (a model folder), or all that can."),
     ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Speed alone, at several lengths and thread counts.")] = False,
     strict: StrictOpt = False,
     as_json: JsonOpt = False,
     runs: RunsOpt = RUNS,
@@ -58,6 +62,7 @@ def bench(
 
     --target may be repeated: targets on different machines are measured together. Exit code 1 if one failed."""
     from edgeft import commands, naming
+    from edgeft.bench import history
     from edgeft.bench.choices import load_choices
     from edgeft.bench.constrained import bench_like
     from edgeft.bench.devices.measure import Choice
@@ -72,10 +77,19 @@ def bench(
         recipe = naming.open_run(package, (), runs).recipe
         settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
-    test_rows = commands.read_test_rows(data) if data else None
+    if sweep:
+        given = {"--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target}
+        refuse_together([name for name, value in given.items() if value], "--sweep")
+        _sweep(naming.to_measure(package, runs, runtime), settings, strict, as_json)
+        return
+    if like and strict:
+        refuse_together(["--strict"], "--like")
+    if rows and not data:
+        raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
+    test_rows = commands.read_test_rows(data)[:rows] if data else None
     if target:
         given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
-        refuse_with_target([name for name, value in given.items() if value])
+        refuse_together([name for name, value in given.items() if value], "--target")
         folders = naming.package_folders(package, runs)
         choice = Choice(runs, cpus, strict)
         _bench_targets(target, folders, test_rows, settings, task, choice, html, as_json)
@@ -84,28 +98,46 @@ def bench(
         questions=load_choices(choices) if choices else (),
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
     )
-    rows = []
+    found = []
     for folder, chosen in naming.to_measure(package, runs, runtime):
         report = Reporter(folder.name, stream=sys.stderr)
         if like and profile:
             row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
         else:
-            found = bench_package(
+            result = bench_package(
                 folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
             )
-            held = found["details"].get("held_to_grammar")
-            row = {**found["row"], "choices": found["choices"], "held_to_grammar": held}
-        rows.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
+            details = result["details"]
+            row = {**result["row"], "name": result["row"]["name"] or naming.name_in_run(folder)}
+            history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
+            row |= {"choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
+        found.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
-        print(json.dumps(rows, indent=1))
+        print(json.dumps(found, indent=1))
     else:
-        _print_measured(rows)
+        _print_measured(found)
 
 
-def refuse_with_target(options: list[str]) -> None:
-    """Raises EdgeftError for options that only this machine can do."""
+def refuse_together(options: list[str], other: str) -> None:
+    """Raises EdgeftError for options that do not go with `other`."""
     if options:
-        raise EdgeftError(f"{', '.join(options)} cannot be asked of a --target", "leave one of the two out")
+        raise EdgeftError(f"{', '.join(options)} does not go with {other}", "leave one of the two out")
+
+
+def _sweep(folders: Any, settings: Any, strict: bool, as_json: bool) -> None:
+    """One table for each package, or all points as JSON."""
+    from edgeft.bench import sweep
+    from edgeft.progress import Reporter
+
+    found = []
+    for folder, runtime in folders:
+        points = sweep.sweep(folder, settings, Reporter(folder.name, stream=sys.stderr), runtime, strict)
+        found.append({"path": str(folder), "points": points})
+        if not as_json:
+            print(folder.name)
+            print_table(sweep.HEADERS, list(sweep.lines(points)), right_from=0)
+    if as_json:
+        print(json.dumps(found, indent=1))
 
 
 def _bench_targets(
@@ -255,6 +287,7 @@ def devices(
             print(json.dumps({name: profile.model_dump() for name, profile in chosen.items()}, indent=1))
         else:
             print_table(forecast.DEVICE_HEADERS, forecast.device_rows(chosen), right_from=4)
+            print("\n" + "\n".join(forecast.device_remarks(chosen)))
         return
     opened = [forecast.open_package(path) for name in packages for path in naming.package_folders(name, runs)]
     rows = forecast.forecast(opened, chosen, prompt_tokens, calibrate)

@@ -65,10 +65,10 @@ STAGES: dict[str, Stage] = {
     "distill": Stage("model", 8, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 2, "edgeft.stages.probe"),
     "export": Stage("package", 4, "edgeft.stages.export"),
-    "bench": Stage("report", 4, "edgeft.stages.bench"),
+    "bench": Stage("report", 5, "edgeft.stages.bench"),
     "importance": Stage("importance", 1, "edgeft.stages.importance"),
     "lora": Stage("adapter", 1, "edgeft.stages.lora"),
-    "baseline": Stage("report", 1, "edgeft.stages.baseline"),
+    "baseline": Stage("report", 2, "edgeft.stages.baseline"),
     "report": Stage("report", 3, "edgeft.stages.report"),
 }
 WAIT_S = 0.2  # between two looks at whether another process has finished a stage

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.speed import run as speed_run
 from benchmarks.targets import drive, run
 from edgeft.formats.gguf import write_gguf
 from tests.formats.tiny_model import write_tiny_llama
@@ -84,3 +85,36 @@ def test_the_targets_last_line_holds_what_scripts_read(
     for target in found["targets"].values():
         assert {"ok", "kl_vs_local", "top1_vs_local", "emulated"} <= set(target)
     last_line({"local": {**entry, "ok": False, "reason": "KL"}}, code=1)
+
+
+def test_rates_of_two_tools_are_compared_in_turns_and_every_key_has_its_figure_or_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order: list[str] = []
+
+    def side(name: str, rates: list[float]) -> speed_run.Side:
+        def measure() -> speed_run.Rates:
+            order.append(name)
+            rate = rates[order.count(name) - 1]
+            return {"prefill_tps": 10 * rate, "decode_tps": rate}
+
+        return measure
+
+    def tool(bench: speed_run.Bench) -> dict[str, Any]:
+        ratios = bench.in_turns(("a", "b"), side("ours", [98.0, 99.0, 100.0, 50.0]), side("theirs", [100.0] * 4))
+        return speed_run.named("_vs_tool", ratios)
+
+    def breaks(bench: speed_run.Bench) -> dict[str, Any]:
+        raise KeyError("rate")
+
+    monkeypatch.setattr(speed_run, "FIGURES", {tool: ("decode_ratio_vs_tool",), breaks: ("other",)})
+    monkeypatch.setattr(speed_run, "LastRun", lambda runs: None)
+    monkeypatch.setattr(speed_run, "HERE", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run", "--rounds", "2"])
+    speed_run.main()
+    assert order[:4] == ["ours", "theirs", "theirs", "ours"], "who begins changes"
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["decode_ratio_vs_tool"] == pytest.approx(0.985) and found["decode_ratio_vs_tool_turns"] == [0.98, 0.99]
+    assert found["prefill_ratio_vs_tool_loaded"] == pytest.approx(0.75)
+    assert found["other"] is None and "KeyError" in found["other_reason"]
+    assert "| a | b | decode | quiet | 98.5 (98.0 to 99.0) |" in (tmp_path / "table.md").read_text()

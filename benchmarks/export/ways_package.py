@@ -21,7 +21,7 @@ from edgeft.bench.ort import OrtSession
 from edgeft.bench.session import Logits
 from edgeft.errors import ArtifactError
 from edgeft.formats import gguf, gguf_quant
-from edgeft.formats.onnx import WEIGHTS
+from edgeft.formats.onnx import SETTINGS, WEIGHTS
 from tests.formats.tiny_model import HEADS, KV_HEADS, TEXTS, make_probe, write_tiny_llama
 
 PROMPT = r"the prompt of .* differs"
@@ -93,6 +93,15 @@ def end_of_turn(world: World, out: Path) -> None:
     package = copied(world.gguf, out)
     set_scalar(package, "tokenizer.ggml.eos_token_id", 0)
     world.check(package)
+
+
+@way("missing end of turn for onnxruntime-genai", "prompt contract", r"does not stop at the end of a turn \(token 2\)")
+def genai_end_of_turn(world: World, out: Path) -> None:
+    package = copied(world.onnx, out)
+    settings = json.loads((package / SETTINGS).read_text("utf-8"))
+    settings["model"]["eos_token_id"] = 0
+    (package / SETTINGS).write_text(json.dumps(settings), "utf-8")
+    world.check(package, "fp32")
 
 
 @way("BOS added by the runtime as well", "settings", r"BOS added: False in the model, True in the package")

@@ -45,6 +45,7 @@ MODELS = {
     "phi-3.5-mini": Dims(32, 3072, 8192, 32, 32, 96, 32064, fused_qkv=True),
     "phi-4-mini": Dims(32, 3072, 8192, 24, 8, 128, 200064, fused_qkv=True),
     "lfm2.5-1.2b-instruct": Dims(16, 2048, 8192, 32, 8, 64, 65536, conv_layers=10),
+    "llama-3.2-1b": Dims(16, 2048, 8192, 32, 8, 64, 128256),
     "llama-3.2-3b": Dims(28, 3072, 8192, 24, 8, 128, 128256),
     "llama-3.1-8b": Dims(32, 4096, 14336, 32, 8, 128, 128256),
     "llama-2-13b": Dims(40, 5120, 13824, 40, 40, 128, 32000),
@@ -53,13 +54,16 @@ MODELS = {
 }
 
 
-def footprint_of(model: str, quant: str) -> Footprint:
-    """The footprint of a published file. Raises KeyError for a model or type that is not listed here."""
+def footprint_of(model: str, quant: str, head_type: str | None = None) -> Footprint:
+    """The footprint of a published file; `head_type` is given for one that llama.cpp's quantiser has not made.
+
+    Raises KeyError for a model or type that is not listed here.
+    """
     dims = MODELS[model]
     layers = Counter[str]()
     for name, layer, rows, columns in _matrices(dims):
         layers[_type_of(quant, name, layer, columns, dims)] += rows * columns
-    head_type = _fitting("f16" if quant == "f16" else "q8_0" if quant == "q8_0" else "q6_k", dims.width)
+    head_type = head_type or _fitting("f16" if quant == "f16" else "q8_0" if quant == "q8_0" else "q6_k", dims.width)
     head = {head_type: dims.width * dims.vocab}
     attention_layers = dims.layers - dims.conv_layers
     return Footprint(

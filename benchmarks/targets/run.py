@@ -19,15 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.export.last_run import LastRun, Missing
 from benchmarks.targets.drive import TIMED, ask, beside, computed, drive, timed
-from benchmarks.targets.fit import Run, by, fit, paced, read_runs
-from benchmarks.targets.published import footprint_of
-from edgeft.bench.predict import predict
+from benchmarks.targets.fit import fit, read_runs
+from benchmarks.targets.tables import BOARDS, PHONES, check_rows, table_text
 from edgeft.bench.predictor import Predictor, load_predictor
-from edgeft.bench.profiles import load_profiles
 from edgeft.errors import EdgeftError
 from edgeft.settings import BaseSettings
 from edgeft.stages.base import locate
@@ -111,85 +108,6 @@ def chosen(package: Path | None, runs: Path, scratch: Path) -> Subject:
     return Subject(scratch)
 
 
-def board_rows(model: Predictor) -> list[dict[str, Any]]:
-    """Predicted and published decode rates on boards and laptops."""
-    profiles, rows = load_profiles(), []
-    for entry in yaml.safe_load((FOLDER / "boards.yaml").read_text("utf-8")):
-        package = footprint_of(entry["model"], entry["quant"])
-        found = predict(entry["device"], profiles[entry["device"]], package, 16, model)
-        inside = found.decode_tps_low <= entry["tps"] <= found.decode_tps_high
-        rows.append({**entry, "predicted": found.decode_tps, "inside": inside})
-    return rows
-
-
-def error_table(runs: list[Run], fitted: dict[str, Any]) -> list[str]:
-    """Markdown: errors by what was left out, by phone, by model, by type."""
-    lines = ["| predicted | tokens/s of | runs | median error | p90 | measured / predicted, 90% |"]
-    lines += ["| --- | --- | --: | --: | --: | --- |"]
-    names = {
-        "new_device": "phone and model never seen",
-        "known_device": "model never seen, phone fitted",
-        "calibrated": "phone and model never seen, one q4_0 run on the phone",
-    }
-    for basis, name in names.items():
-        for part in ("decode", "prefill"):
-            e = fitted[basis][part]
-            band = f"{e['low']:.2f}-{e['high']:.2f}"
-            lines.append(f"| {name} | {part} | {e['rows']} | {e['median']:.1%} | {e['p90']:.1%} | {band} |")
-    lines += ["", "Phone and model never seen, decode:", "", "| group | runs | median error | p90 |"]
-    lines += ["| --- | --: | --: | --: |"]
-    for key in (lambda r: r.phone, lambda r: r.model, lambda r: r.quant):
-        for name, e in by(runs, key, paced).items():
-            lines.append(f"| {name} | {e['rows']} | {e['median']:.1%} | {e['p90']:.1%} |")
-    return lines
-
-
-def board_table(rows: list[dict[str, Any]]) -> list[str]:
-    lines = ["| device | model | type | published tok/s | predicted tok/s | error | in the band | source |"]
-    lines += ["| --- | --- | --- | --: | --: | --: | --- | --- |"]
-    for r in rows:
-        published = f"{r['tps']:g}" + (" (rounded)" if r.get("rounded") else "")
-        off = f"{r['predicted'] / r['tps'] - 1:+.0%}"
-        inside = "yes" if r["inside"] else "no"
-        lines.append(
-            f"| {r['device']} | {r['model']} | {r['quant']} | {published} | {r['predicted']:.2f} | {off} "
-            f"| {inside} | {r['source']} |"
-        )
-    off = [abs(r["predicted"] / r["tps"] - 1) for r in rows]
-    inside = sum(r["inside"] for r in rows)
-    lines += ["", f"Median error {np.median(off):.0%}, largest {max(off):.0%}; {inside} of {len(rows)} in the band."]
-    return lines
-
-
-def table_text(runs: list[Run], fitted: dict[str, Any], boards: list[dict[str, Any]]) -> str:
-    parts = [
-        "# How wrong the predictions are",
-        "",
-        "Written by `make bench-targets DATA=phone_measurements.csv`. Errors are |predicted / measured - 1|; nothing "
-        "is predicted from a fit that saw it.",
-        "",
-        "## Phones",
-        "",
-        f"{fitted['num_rows']} CPU runs of {fitted['num_models']} dense models "
-        f"({fitted['smallest_weights'] / 1e9:.1f} to {fitted['largest_weights'] / 1e9:.1f} billion weights) on "
-        f"{fitted['num_phones']} phones: {fitted['source']}. The rule that a device's rates follow the clock of its "
-        "slowest busy core was chosen with these phones in sight; three phones are few, so a phone unlike all of them "
-        "may lie outside the band.",
-        "",
-        *error_table(runs, fitted),
-        "",
-        "## Boards and laptops",
-        "",
-        "None of these went into the fit. That the two Raspberry Pis get the memory rate that tinymembench measured, "
-        "and not a share of the bus's peak, was decided with these figures in sight. Band: that of a device never "
-        "measured.",
-        "",
-        *board_table(boards),
-        "",
-    ]
-    return "\n".join(parts)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CSV of phone runs")
@@ -206,7 +124,7 @@ def main() -> int:
         runs = read_runs(args.data)
         fitted = fit(runs)
         summary["predictor_is_current"] = Predictor.model_validate(fitted) == model
-        TABLE.write_text(table_text(runs, fitted, board_rows(model)), "utf-8")
+        TABLE.write_text(table_text(runs, fitted, model), "utf-8")
         refitted = Predictor.model_validate(fitted)
         decode, prompt = refitted.new_device.decode, refitted.new_device.prefill
         phones, rows = refitted.num_phones, refitted.num_rows
@@ -217,7 +135,7 @@ def main() -> int:
         packages = filter(None, (subject.gguf, subject.onnx))
         matrix = [] if args.no_matrix else [cell for package in packages for cell in browser_matrix(package)]
     print(matrix_text(matrix))
-    boards = [abs(r["predicted"] / r["tps"] - 1) for r in board_rows(model)]
+    boards, others = ([abs(r["predicted"] / r["tps"] - 1) for r in check_rows(at, model)] for at in (BOARDS, PHONES))
     summary |= {
         "predictor_median_error": decode.median,
         "predictor_p90_error": decode.p90,
@@ -229,6 +147,8 @@ def main() -> int:
         "predictor_prefill": prompt.model_dump(),
         "boards_median_error": round(float(np.median(boards)), 3),
         "n_boards_rows": len(boards),
+        "other_phones_median_error": round(float(np.median(others)), 3),
+        "n_other_phones_rows": len(others),
         "targets": targets,
         "browser_matrix": matrix,
     }

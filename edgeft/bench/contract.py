@@ -63,7 +63,7 @@ def _check_stops(session: Session, chat: ChatTokenizer) -> None:
     if end_of_turn not in session.stop_ids:
         raise ParityError(
             f"the package does not stop at the end of a turn (token {end_of_turn}), only at {sorted(session.stop_ids)}",
-            "answers would never end: report this model",
+            "answers would never end: export it again; if that does not help, report this model",
         )
     ordinary = sorted(session.stop_ids - chat.stop_ids - {c.id for c in chat.controls})
     if ordinary:

@@ -35,6 +35,14 @@ class Footprint:
     vocab: int
     width: int
 
+    def figures(self) -> dict[str, int]:
+        """What a result's row tells of it."""
+        return {
+            "weights_bytes": self.resident_bytes,
+            "cache_bytes_per_token": self.cache_bytes_per_token,
+            "read_bytes_per_token": self.decode_bytes,
+        }
+
     @property
     def weights(self) -> dict[str, int]:
         """Weights that take part in one generated token, by type."""

@@ -18,8 +18,8 @@ from edgeft.errors import ArtifactError, EdgeftError
 
 DEVICE_HEADERS = ["device", "what it is", "chip", "fast cores", "RAM GB", "for an app", "peak GB/s", "CPU level"]
 FORECAST_HEADERS = [
-    "device", "package", "predicted tok/s", "90% band", "predicted TTFT ms", "predicted MB", "cache MB / 1,000 tokens",
-    "usable MB", "fits",
+    "device", "package", "predicted tok/s", "predicted tok/s, 90%", "predicted TTFT ms", "predicted TTFT ms, 90%",
+    "predicted MB", "predicted cache MB / 1,000 tokens", "predicted usable MB", "predicted to fit",
 ]  # fmt: skip
 
 
@@ -48,10 +48,21 @@ def device_rows(profiles: Mapping[str, Profile]) -> list[list[str]]:
     for name, p in profiles.items():
         cores = ", ".join(f"{c.count}x{c.core} {c.ghz:g}" for c in p.cpu.clusters if c.fast)
         usable = f"{p.usable_bytes / 1e9:.1f}"
-        rows.append(
-            [name, p.title, p.soc, cores, f"{p.ram_gb.value:g}", usable, f"{p.bandwidth_gbps.value:g}", p.cpu.isa]
-        )
+        ram, peak = (f"{figure.value:g}{_mark(figure.kind)}" for figure in (p.ram_gb, p.bandwidth_gbps))
+        rows.append([name, p.title, p.soc, cores + _mark(p.cpu.kind), ram, usable, peak, p.cpu.isa])
     return rows
+
+
+def device_remarks(profiles: Mapping[str, Profile]) -> list[str]:
+    """What a reader of the profiles must know: which figures nobody has checked, and how to see what fits."""
+    figures = {name: (p.cpu, p.ram_gb, p.bandwidth_gbps) for name, p in profiles.items()}
+    doubtful = [name for name, found in figures.items() if any(_mark(figure.kind) for figure in found)]
+    lines = [f"? unverified, written down from general knowledge: {', '.join(doubtful)}."] if doubtful else []
+    return [*lines, "What fits, and how fast it is predicted to be: edgeft devices PACKAGE"]
+
+
+def _mark(kind: str) -> str:
+    return "?" if kind == "unverified" else ""
 
 
 def forecast(
@@ -86,14 +97,19 @@ def forecast_rows(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     cells = []
     for row in rows:
         p = row["predicted"]
-        band = f"{p['decode_tps_low']:.0f}-{p['decode_tps_high']:.0f}"
+        bands = (
+            f"{p['decode_tps_low']:.0f}-{p['decode_tps_high']:.0f}",
+            f"{1000 * p['ttft_s_low']:,.0f}-{1000 * p['ttft_s_high']:,.0f}",
+        )
+        decode_band, ttft_band = (band if row["tested"] else f"({band})" for band in bands)
         cells.append(
             [
                 row["device"],
                 row["package"],
                 f"{p['decode_tps']:.0f}" if p["decode_tps"] >= 20 else f"{p['decode_tps']:.1f}",
-                band if row["tested"] else f"({band})",
+                decode_band,
                 f"{1000 * p['ttft_s']:,.0f}",
+                ttft_band,
                 f"{p['memory_bytes'] / 1e6:,.0f}",
                 f"{p['cache_bytes_per_1000'] / 1e6:,.0f}",
                 f"{p['usable_bytes'] / 1e6:,.0f}",

@@ -27,7 +27,7 @@ class GenaiSession(BatchedSession):
     """
 
     runtime = "onnxruntime-genai"
-    build = f"onnxruntime-genai {genai.__version__}"
+    build = f"onnxruntime-genai {genai.__version__} (it does not tell its build flags)"
 
     def __init__(self, path: Path, threads: int, context: int) -> None:
         chosen = {"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}
@@ -38,9 +38,9 @@ class GenaiSession(BatchedSession):
         except Exception as error:  # its exceptions share no other base
             raise ModelError(f"onnxruntime-genai cannot load {path}: {error}", "export the package again") from error
         self.context_tokens = context
-        chat = ChatTokenizer.from_folder(path.parent)
-        self.text, self.stop_ids = chat, chat.stop_ids
-        self.vocab_size = GenaiConfig.of(path.parent).vocab_size
+        self.text = ChatTokenizer.from_folder(path.parent)
+        facts = GenaiConfig.of(path.parent)
+        self.vocab_size, self.stop_ids = facts.vocab_size, facts.stop_ids
         self._single = GenaiRow(self._model, context)
 
     def close(self) -> None:

@@ -13,14 +13,15 @@ FILE = "genai_config.json"
 
 @dataclass(frozen=True)
 class GenaiConfig:
-    """The decoder's shape, and whether its graph extends keys and values in place or gives longer ones."""
+    """The decoder's shape, where answers end, and whether the graph extends keys and values in place."""
 
     vocab_size: int
     hidden_size: int
     num_layers: int
     num_kv_heads: int
     head_size: int
-    extends_in_place: bool
+    stop_ids: frozenset[int]
+    extends_in_place: bool  # otherwise it gives longer ones
 
     @staticmethod
     def of(package: Path) -> GenaiConfig:
@@ -30,13 +31,14 @@ class GenaiConfig:
             raise ModelError(f"{package} has no {FILE}", "export the package again; edgeft writes this file")
         try:
             config = json.loads(path.read_text("utf-8"))
-            decoder = config["model"]["decoder"]
+            decoder, stop = config["model"]["decoder"], config["model"]["eos_token_id"]
             return GenaiConfig(
                 int(config["model"]["vocab_size"]),
                 int(decoder["hidden_size"]),
                 int(decoder["num_hidden_layers"]),
                 int(decoder["num_key_value_heads"]),
                 int(decoder["head_size"]),
+                frozenset(map(int, stop if isinstance(stop, list) else [stop])),
                 bool(config["search"]["past_present_share_buffer"]),
             )
         except (ValueError, KeyError, TypeError) as error:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def record(runs: Path) -> int:
         before = db.total_changes
         db.executemany("INSERT OR IGNORE INTO bench VALUES (?, ?, ?, ?, ?, ?, ?)", map(_values, found))
         return db.total_changes - before
+
+
+def add(runs: Path, name: str, row: dict[str, Any], host: dict[str, Any]) -> None:
+    """Add one measurement that no run made, if there is a folder of runs."""
+    if runs.is_dir():
+        now, machine = datetime.now(UTC).isoformat(), (host.get("cpu"), host.get("threads"))
+        values = (f"{name} {now}", now, name, row["digest"] or "", *machine, json.dumps(row))
+        with _database(runs) as db:
+            db.execute("INSERT INTO bench VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
 
 def entries(runs: Path, name: str | None = None) -> list[Entry]:

@@ -13,7 +13,10 @@ from typing import Any
 
 import psutil
 
-RUNTIMES = ("llama-cpp-python", "onnxruntime", "numpy", "tokenizers", "sacrebleu", "scikit-learn")
+RUNTIMES = (
+    "llama-cpp-python", "onnxruntime", "onnxruntime-genai", "torch", "transformers", "numpy", "tokenizers", "sacrebleu",
+    "scikit-learn",
+)  # fmt: skip
 GOVERNOR = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 
 

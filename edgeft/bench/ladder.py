@@ -128,8 +128,8 @@ def _check_steps(
 
 def _single_steps(session: Session, rows: list[Row]) -> Iterable[Logits]:
     for ids, at in rows:
-        steps = [session.prefill(ids[: at[0] + 1])]
-        steps += [session.step(token) for token in ids[at[0] + 1 : at[-1] + 1]]
+        steps = [session.prefill(ids[: at[0] + 1]).copy()]
+        steps += [session.step(token).copy() for token in ids[at[0] + 1 : at[-1] + 1]]
         yield np.stack(steps)[np.array(at) - at[0]]
 
 

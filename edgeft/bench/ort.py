@@ -72,11 +72,11 @@ class OrtSession(BatchedSession):
         # Graphs with fixed shapes take one token of one row, and a cache of one length (formats/onnx_variants.py).
         width = inputs["attention_mask"][1]
         self._fixed_context = width if isinstance(width, int) else None
-        self._head_size = GenaiConfig.of(path.parent).head_size
+        config = GenaiConfig.of(path.parent)
+        self._head_size, self.stop_ids = config.head_size, config.stop_ids
         self.context_tokens = min(context, self._fixed_context or context)
         self.vocab_size = int(self._session.get_outputs()[0].shape[2])
-        chat = ChatTokenizer.from_folder(path.parent)
-        self.text, self.stop_ids = chat, chat.stop_ids
+        self.text = ChatTokenizer.from_folder(path.parent)
         self._single = self._make_cache(1, context)
 
     def close(self) -> None:

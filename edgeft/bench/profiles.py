@@ -24,10 +24,11 @@ class _Typed(BaseModel):
 
 
 class Figure(_Typed):
-    """One number: from a data sheet or review (spec), worked out from one (derived), or taken on the device."""
+    """One number: from a data sheet or review (spec), worked out from one (derived), taken on the device (measured), or
+    written down without a look at its source (unverified)."""
 
     value: float = Field(gt=0)
-    kind: Literal["spec", "derived", "measured"]
+    kind: Literal["spec", "derived", "measured", "unverified"]
     source: str = Field(min_length=3, description="Name in the file's `sources`, or an address.")
 
 
@@ -45,7 +46,7 @@ class Cpu(_Typed):
 
     clusters: tuple[Cluster, ...] = Field(min_length=1)
     isa: Literal["armv8.0", "dotprod", "i8mm", "avx2"]
-    kind: Literal["spec", "measured"]
+    kind: Literal["spec", "measured", "unverified"]
     source: str
 
     @model_validator(mode="after")

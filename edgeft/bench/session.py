@@ -32,7 +32,7 @@ class Session(Protocol):
         """Feed a prompt after a reset; returns the logits [V] after its last token."""
 
     def step(self, token: int) -> Logits:
-        """Feed one token (KV cache); returns the logits [V] after it."""
+        """Feed one token (KV cache); returns the logits [V] after it, which the next call may write over."""
 
     def score(self, rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Iterator[Logits]:
         """For each (ids, positions): the logits [P, V] at these positions of the teacher-forced row, batched."""

@@ -14,7 +14,8 @@ ACCURACY_FIELDS = (
 )  # fmt: skip
 SPEED_FIELDS = (
     "load_s", "cold_load_s", "ttft_s", "cold_ttft_s", "prefill_tps", "decode_tps", "decode_ms_p50", "decode_ms_p90",
-    "decode_ms_p95", "decode_ms_p99", "peak_rss_bytes", "read_bytes_per_token", "bandwidth_share", "gemm_share",
+    "decode_ms_p95", "decode_ms_p99", "peak_rss_bytes", "weights_bytes", "cache_bytes_per_token",
+    "read_bytes_per_token", "bandwidth_share", "gemm_share", "joules_per_token",
 )  # fmt: skip
 SAVED_FIELDS = ("replaced_tokens", "saved_s")
 FIELDS = (
@@ -38,7 +39,11 @@ COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("p95 ms", "decode_ms_p95", 1, 1),
     ("p99 ms", "decode_ms_p99", 1, 1),
     ("bandwidth %", "bandwidth_share", 100, 0),
+    ("GEMM %", "gemm_share", 100, 0),
+    ("J/token", "joules_per_token", 1, 3),
     ("peak RSS MB", "peak_rss_bytes", 1e-6, 0),
+    ("weights MB", "weights_bytes", 1e-6, 0),
+    ("KV MB/1,000 tok", "cache_bytes_per_token", 1e-3, 1),
     ("joint exact %", "joint_exact_match", 100, 1),
     ("intent %", "intent_accuracy", 100, 1),
     ("macro-F1 %", "intent_macro_f1", 100, 1),

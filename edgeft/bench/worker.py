@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from edgeft.bench import conditions, speed
+from edgeft.bench import conditions, energy, speed
 from edgeft.bench.host import host_facts, peak_rss
 from edgeft.bench.runtimes import RUNTIMES, runtimes_of
 from edgeft.bench.session import Session, open_session
@@ -69,7 +69,13 @@ def run(spec: Spec) -> dict[str, Any]:
     prompt = _prompt(session, rows, spec.prompt_tokens)
     progress = Progress("speed", spec.repeats + 1)
     effort = speed.Effort(spec.repeats, spec.seconds, spec.precision)
-    samples, summary = speed.measure(session, prompt, spec.decode_tokens, effort, on_repeat=progress.advance)
+    meter = energy.Meter()
+
+    def on_repeat() -> None:
+        meter.look()
+        progress.advance()
+
+    samples, summary = speed.measure(session, prompt, spec.decode_tokens, effort, on_repeat=on_repeat)
     after = conditions.look()
     peak, how = peak_rss()
     result: dict[str, Any] = {
@@ -89,6 +95,10 @@ def run(spec: Spec) -> dict[str, Any]:
             "peak_rss": f"{how} of the process after the speed part",
         },
     }
+    try:
+        result["figures"]["joules_per_token"] = meter.watts() * summary["decode_ms_p50"] / 1000
+    except energy.Refused as reason:
+        result["absent"]["joules_per_token"] = str(reason)
     session.close()  # its context fits the speed part; the rows may need a longer one
     if not spec.cold:
         result["absent"] |= dict.fromkeys(COLD_FIELDS, "no cold start was asked for")

@@ -57,9 +57,9 @@ def write_onnx(folder: Path) -> None:
     ]
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [], tensors)), str(folder / "model.onnx"))
     decoder = {"num_hidden_layers": 3, "num_key_value_heads": 2, "head_size": 8, "hidden_size": WIDTH}
-    (folder / "genai_config.json").write_text(
-        json.dumps({"model": {"vocab_size": VOCAB, "decoder": decoder}, "search": {"past_present_share_buffer": True}})
-    )
+    facts = {"vocab_size": VOCAB, "decoder": decoder, "eos_token_id": 2}
+    config = {"model": facts, "search": {"past_present_share_buffer": True}}
+    (folder / "genai_config.json").write_text(json.dumps(config))
 
 
 def test_a_tied_embedding_is_read_once_per_token_as_the_head(tmp_path: Path) -> None:

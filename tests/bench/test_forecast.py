@@ -7,7 +7,16 @@ import pytest
 
 from edgeft import cli
 from edgeft.bench.footprint import Footprint
-from edgeft.bench.forecast import FORECAST_HEADERS, Package, forecast, forecast_rows, remarks
+from edgeft.bench.forecast import (
+    DEVICE_HEADERS,
+    FORECAST_HEADERS,
+    Package,
+    device_remarks,
+    device_rows,
+    forecast,
+    forecast_rows,
+    remarks,
+)
 from edgeft.bench.profiles import load_profiles
 from edgeft.errors import EdgeftError
 from tests.bench.test_footprint import write_gguf
@@ -30,9 +39,28 @@ def test_every_device_lists_its_packages_fastest_first_and_every_number_is_label
     assert [(r["device"], r["package"]) for r in rows] == [(d, p) for d in PHONES for p in ("small", "big")]
     for row in rows:
         assert not any(isinstance(value, float) for key, value in row.items() if key != "predicted")
-    assert [h for h in FORECAST_HEADERS if "predicted" in h] == [
-        "predicted tok/s", "predicted TTFT ms", "predicted MB",
-    ]  # fmt: skip
+    assert FORECAST_HEADERS[:2] == ["device", "package"]
+    assert all(header.startswith("predicted ") for header in FORECAST_HEADERS[2:])
+    assert all(len(cells) == len(FORECAST_HEADERS) for cells in forecast_rows(rows))
+
+
+def test_the_band_of_the_time_to_first_token_stands_beside_it_in_brackets_where_untested() -> None:
+    tiny = Package("tiny", Path("c"), None, Footprint("onnx", {"int4": 9**7}, {"int8": 9**6}, 9**7, 9**7, 0, 1, 1, 1))
+    at = FORECAST_HEADERS.index("predicted TTFT ms, 90%")
+    for package, untested in ((PACKAGES[0], False), (tiny, True)):
+        [row] = forecast([package], {"pixel-8": PHONES["pixel-8"]}, 128)
+        band = forecast_rows([row])[0][at]
+        low, high = (1000 * row["predicted"][f"ttft_s_{end}"] for end in ("low", "high"))
+        assert band == (f"({low:,.0f}-{high:,.0f})" if untested else f"{low:,.0f}-{high:,.0f}")
+
+
+def test_figures_that_nobody_checked_are_marked_in_the_list_of_devices() -> None:
+    known = load_profiles()
+    row = dict(zip(DEVICE_HEADERS, device_rows({"pixel-8": known["pixel-8"]})[0], strict=True))
+    assert row["peak GB/s"] == "51.2?" and row["RAM GB"] == "8" and not row["fast cores"].endswith("?")
+    told = device_remarks({name: known[name] for name in ("pixel-8", "galaxy-s23")})
+    assert told[0].startswith("? unverified") and told[0].endswith(": pixel-8.")
+    assert device_remarks({"galaxy-s23": known["galaxy-s23"]}) == told[1:]
 
 
 def test_what_does_not_fit_says_no() -> None:
@@ -82,7 +110,8 @@ def test_a_run_corrects_one_device_only_and_only_with_a_package_that_is_here(tmp
 
 def test_the_command_lists_devices_and_predicts_for_packages(tmp_path: Path, capsys: Captured) -> None:
     assert edgeft("devices") == 0
-    assert "pixel-6a" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "pixel-6a" in listed and "edgeft devices PACKAGE" in listed
     write_gguf(tmp_path, tied=True)
     assert edgeft("devices", str(tmp_path), "--device", "pixel-6a", "--prompt-tokens", "64") == 0
     out = capsys.readouterr().out

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from edgeft.bench.history import FILE, entries, page, record
+from edgeft.bench.history import FILE, add, entries, page, record
 from edgeft.bench.stats import wilson
 from edgeft.bench.table import FIELDS, make_row
 from edgeft.errors import ArtifactError
@@ -34,6 +34,15 @@ def test_a_measurement_is_recorded_once_and_outlives_its_folder(tmp_path: Path) 
     found = entries(tmp_path)
     assert [entry.row["decode_tps"] for entry in found] == [100, 120]
     assert (found[0].name, found[0].cpu, found[0].threads) == ("student-gguf-q8_0", "CPU", 2)
+
+
+def test_what_no_run_made_is_recorded_every_time_where_there_is_a_folder_of_runs(tmp_path: Path) -> None:
+    row = make_row({"decode_tps": 90.0}, dict.fromkeys(FIELDS, "not in this test"))
+    for _ in range(2):
+        add(tmp_path, "package-gguf-q8_0", row, {"cpu": "CPU", "threads": 1})
+    add(tmp_path / "nowhere", "package-gguf-q8_0", row, {})
+    assert [(e.name, e.row["decode_tps"], e.threads) for e in entries(tmp_path)] == [("package-gguf-q8_0", 90.0, 1)] * 2
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_a_name_selects_and_an_unknown_one_is_told_what_there_is(tmp_path: Path) -> None:

@@ -71,3 +71,10 @@ def test_a_figure_without_a_source_is_refused(tmp_path: Path) -> None:
 def test_an_unknown_device_names_the_nearest_ones() -> None:
     with pytest.raises(EdgeftError, match="did you mean pixel-6a"):
         find_profile("pixel6a", load_profiles())
+
+
+def test_every_figure_from_a_source_that_was_not_read_says_so() -> None:
+    unread = ("Google_Tensor", "Redmi_12", "frame.work", "amd.com")
+    for name, profile in load_profiles().items():
+        for figure in (profile.cpu, profile.ram_gb, profile.bandwidth_gbps):
+            assert (figure.kind == "unverified") == any(part in figure.source for part in unread), name

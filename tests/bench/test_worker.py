@@ -156,7 +156,10 @@ def test_a_real_model_is_measured_in_its_own_process(real_package: Path) -> None
     assert row["bandwidth_share"] > 0 and row["read_bytes_per_token"] < row["bytes"]
     assert row["replaced_tokens"] > row["request_tokens"] / 2 and row["saved_s"] != 0
     assert [part for part, _ in recorder.parts] == ["speed", "answers"]
-    assert "ceiling" in recorder.notes[0]
+    assert "ceiling" in recorder.notes[0] and "reached" in recorder.notes[1]
+    assert row["weights_bytes"] > row["read_bytes_per_token"] / 2 and row["cache_bytes_per_token"] == 30 * 2 * 192 * 2
+    assert row["joules_per_token"] or "energy" in row["absent"]["joules_per_token"]
+    assert "torch" in measured["host"]["versions"] and "onnxruntime-genai" in measured["host"]["versions"]
     assert "AVX" in measured["host"]["build"] or "NEON" in measured["host"]["build"]
     assert measured["host"]["omp"]["OMP_NUM_THREADS"] == "1"
     assert len(measured["samples"][0]["decode_s"]) == 4

@@ -44,7 +44,7 @@ def test_a_package_is_measured_in_its_own_process_and_leaves_its_files(package: 
     assert row["package"] == "export-0123456789abcdef"
     assert row["conditions"]["few_shot"] == 2  # the node's, not the recipe's
     absent = {"escalation_precision", "escalation_recall", "replaced_tokens", "saved_s"}
-    assert set(row["absent"]) == absent
+    assert set(row["absent"]) - {"joules_per_token"} == absent  # which this machine may or may not tell
     assert set(json.loads((out / "details.json").read_text())) >= {"labels", "confusion", "slices", "calibration"}
     assert metrics["n"] == row["n"] == 6
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]

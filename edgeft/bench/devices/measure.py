@@ -127,7 +127,7 @@ class _Bench:
             self._count(result, work.speed_job(threads, cpus))
         else:
             self._time(result, work.speed_job(threads, cpus), facts)
-        result["figures"]["read_bytes_per_token"] = read_footprint(work.package).decode_bytes
+        result["figures"] |= read_footprint(work.package).figures()
         if work.cases:
             self._score(result, work.part_jobs(threads, cpus))
         return as_result(work.package, work.facts, result, work.rows)
@@ -161,6 +161,10 @@ class _Bench:
             **found,
             **{key: [before[key], after[key]] for key in ("thermal", "battery", "screen")},
         }
+        energy = out.get("energy") or {"joules_per_token": None, "absent": "the target's energy is not read"}
+        result["figures"]["joules_per_token"] = energy["joules_per_token"]
+        if energy["joules_per_token"] is None:
+            result["absent"]["joules_per_token"] = energy["absent"]
         result["conditions"] |= {"energy": out.get("energy"), "wasm_memory": out.get("memory")}
         threads = out.get("threads", job.threads)  # a target may be told another number in its name
         result["conditions"]["threads"] = result["host"]["threads"] = threads

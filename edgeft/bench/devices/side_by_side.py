@@ -7,6 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, select_autoescape
 
+from edgeft.bench.devices.state import state_lines, without_energy
 from edgeft.bench.table import COLUMNS, DASH, cell, interval, marks_of
 
 Row = dict[str, Any]
@@ -28,18 +29,16 @@ FACTS = ("model", "soc", "cpu", "machine", "cores_physical", "ram_bytes", "gover
 
 
 def target_table(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells: figures as lines, targets as columns; doubtful timings with a star."""
+    """Headers and cells: figures and the devices' state as lines, targets as columns; doubtful timings with a star."""
     headers = ["", *(row["target"] + ("*" if marks_of(row) else "") for row in rows)]
     body = [["runtime", *(row["runtime"] or DASH for row in rows)]]
     body.append(["threads", *(str((row["conditions"] or {}).get("threads", DASH)) for row in rows)])
-    if any(memory := [(row["conditions"] or {}).get("wasm_memory") for row in rows]):
-        body.append(["WASM MB", *(f"{one['bytes'] / 1e6:,.0f}" if one else DASH for one in memory)])
     for header, field, scale, decimals in COLUMNS:
         cells = [cell(row, field, scale, decimals) for row in rows]
         if any(text != DASH for text in cells):
             spans = [interval(row, field, scale, decimals) for row in rows]
             body.append([header, *(f"{c} ({s})" if s else c for c, s in zip(cells, spans, strict=True))])
-    return headers, body
+    return headers, body + state_lines(rows)
 
 
 def remarks(rows: Sequence[Row]) -> list[str]:
@@ -51,6 +50,7 @@ def remarks(rows: Sequence[Row]) -> list[str]:
             lines.append(f"{row['target']} failed: {row['error']}")
         if conditions.get("emulated"):
             lines.append(f"{row['target']} is emulated: its answers count, its timings would not")
+        lines += filter(None, [without_energy(row)])
         lines += [f"* {row['target']}: {mark}" for mark in marks_of(row)]
     return lines
 

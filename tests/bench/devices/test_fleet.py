@@ -145,13 +145,14 @@ def test_a_target_that_fails_leaves_the_others_and_has_the_same_columns(
 ) -> None:
     data, html = tmp_path / "test.jsonl", tmp_path / "page.html"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    argv = ["bench", str(tiny_gguf), "--data", str(data), "--threads", "1", "--runs", str(tmp_path / "runs")]
-    argv += ["--target", "local", "--target", "ssh:-not-a-host", "--html", str(html), "--json"]
+    argv = ["bench", str(tiny_gguf), "--data", str(data), "--rows", "2", "--threads", "1"]
+    argv += ["--runs", str(tmp_path / "runs"), "--target", "local", "--target", "ssh:-not-a-host"]
+    argv += ["--html", str(html), "--json"]
     result = CliRunner().invoke(app, argv)
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.exception
     local, other = json.loads(result.stdout)
     assert set(FIELDS) <= set(local) and list(local) == list(other)
-    assert local["error"] is None and local["n"] == len(rows) and local["decode_tps"] > 0
+    assert local["error"] is None and local["n"] == 2 < len(rows) and local["decode_tps"] > 0
     assert local["conditions"]["target"] == "local" and local["device"]["cores_logical"] > 0
     assert "names no host" in other["error"] and other["decode_tps"] is None
     assert other["absent"]["decode_tps"].startswith("the target failed") and other["bytes"] == local["bytes"]
@@ -160,3 +161,8 @@ def test_a_target_that_fails_leaves_the_others_and_has_the_same_columns(
     assert "http" not in page.replace("http-equiv", "")
     refused = CliRunner().invoke(app, [*argv, "--like", "pixel-6a"])
     assert isinstance(refused.exception, EdgeftError) and "--like" in str(refused.exception)
+
+
+def test_rows_to_score_without_any_are_refused(tiny_gguf: Path) -> None:
+    refused = CliRunner().invoke(app, ["bench", str(tiny_gguf), "--target", "local", "--rows", "2"])
+    assert isinstance(refused.exception, EdgeftError) and "--data FILE" in str(refused.exception)

@@ -61,7 +61,7 @@ def test_a_row_holds_what_the_device_itself_said(
     assert {"throttling: the fastest clock was between 2000 and 2800 MHz",
             "hot: the hottest zone reached 84 C while it was timed"} <= set(said["marks"])  # fmt: skip
     assert "a faster runner fits this processor: build it" in capsys.readouterr().err
-    row = {**found["row"], "target": "far"}
+    row = {**found["row"], "target": "far", "device": None}
     other = {**row, "target": "local", "conditions": {**said, "wasm_memory": None}}
     assert ["WASM MB", "123", "—"] in target_table([row, other])[1]
     assert "WASM MB" not in {line[0] for line in target_table([other])[1]}
