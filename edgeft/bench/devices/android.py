@@ -9,15 +9,10 @@ Commands are argument lists here; on the phone adb hands them to its shell, ever
 from __future__ import annotations
 
 import os
-import platform
-import secrets
 import shlex
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from edgeft.artifact import file_sha256
 from edgeft.bench.devices.adb import READY, chosen, find_adb, is_address, phones_in, run_adb
@@ -27,10 +22,10 @@ from edgeft.bench.devices.device import DeviceError, DeviceLost, OnLine, cleaned
 from edgeft.bench.devices.job import Job
 from edgeft.bench.devices.linux import sections_of
 from edgeft.bench.devices.native import better_runner, find_runner
+from edgeft.bench.devices.private import is_left, is_own, private_name
 from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runner, run_job
 
 ROOM = "/data/local/tmp"
-OURS = f"edgeft-{sha256(platform.node().encode()).hexdigest()[:8]}-"  # how folders of this machine's processes begin
 ARGV = (f"./{RUNNER_NAME}", MODEL_NAME)
 PID = "pid"  # file with the number of the process that was started last
 CUT = 255  # adb's exit code if the connection ends before the command
@@ -70,7 +65,7 @@ class AndroidDevice:
 
     def __init__(self, adb: str, serial: str, connected: bool = False) -> None:
         self.name = self.place = f"android:{serial}"
-        self.folder = f"{ROOM}/{OURS}{os.getpid()}-{secrets.token_hex(4)}"
+        self.folder = f"{ROOM}/{private_name()}"
         self._adb, self._serial, self._connected = adb, serial, connected
         self._children = Children(self.name)
         self._there = False  # whether the folder may be there
@@ -149,7 +144,7 @@ class AndroidDevice:
         names: list[str] = []
         self._shell(f"ls {ROOM}", names.append)
         for name in names:
-            if is_left(name) and f"{ROOM}/{name}" != self.folder:
+            if is_left(name) or (is_own(name) and f"{ROOM}/{name}" != self.folder):
                 self._shell(removal(f"{ROOM}/{name}"))
 
     def _digests(self, names: Sequence[str]) -> dict[str, str]:
@@ -195,12 +190,6 @@ def removal(folder: str) -> str:
     """A command that ends what runs in a folder on the phone and removes it; it fails if the folder stays."""
     quoted = shlex.quote(folder)
     return f"cd {quoted} 2>/dev/null && {{ {KILL}; }}; cd /; rm -rf {quoted}; test ! -e {quoted}"
-
-
-def is_left(name: str) -> bool:
-    """Whether a folder is of this process, or of one of this machine that is gone."""
-    pid = name.removeprefix(OURS).partition("-")[0]
-    return name.startswith(OURS) and pid.isdigit() and (int(pid) == os.getpid() or not psutil.pid_exists(int(pid)))
 
 
 def _hint(stderr: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgeft.bench.devices.facts import make_facts
 from edgeft.bench.devices.icount import count_instructions
 from edgeft.bench.devices.job import Job, SpeedJob
 from edgeft.bench.devices.native import Level, level_called, runner_of
+from edgeft.bench.devices.private import private_folder
 from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runner, run_job
 from edgeft.bench.host import physical_cores
 
@@ -58,7 +58,7 @@ class Arm64Device:
 
     def __init__(self, qemu: str, level: Level, runner: Path, name: str = "arm64") -> None:
         self.name, self.level = name, level
-        self.folder = tempfile.mkdtemp(prefix="edgeft-arm64-")
+        self.folder = private_folder()
         self.argv = (qemu, f"./{RUNNER_NAME}", MODEL_NAME)
         self._children = Children(name)
         self._environment = {**os.environ, "QEMU_CPU": CPUS[level.name]}

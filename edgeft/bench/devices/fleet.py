@@ -1,13 +1,16 @@
-"""Several targets at once: those on different machines together, those on one machine in turns."""
+"""Several targets at once: those on different machines together, those on one machine in turns.
+
+Those on this machine begin when the others have their package: sending one takes this machine's time."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TextIO
 
 from edgeft.bench.devices.device import HERE, Device, DeviceError
@@ -42,6 +45,8 @@ class Fleet:
     def __init__(self) -> None:
         self._places: dict[str, threading.RLock] = defaultdict(threading.RLock)
         self._lock = threading.Lock()
+        self._sent = threading.Condition(self._lock)
+        self._unsent = 0
         self._open: list[Device] = []
         self._stopped = False
 
@@ -49,9 +54,26 @@ class Fleet:
         with self._lock:
             return self._places[name]
 
+    def sending(self) -> Callable[[], None]:
+        """To be called for every target before any begins; calls of what it gives, after the first, do nothing."""
+        self._unsent += 1
+        waiting = [True]
+
+        def sent() -> None:
+            with self._sent:
+                self._unsent -= waiting[0]
+                waiting[0] = False
+                self._sent.notify_all()
+
+        return sent
+
     @contextmanager
-    def holding(self, device: Device) -> Iterator[None]:
-        """One device at a time on a machine."""
+    def holding(self, device: Device, sent: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """One device at a time on a machine; one on this machine waits until all others are `sent`."""
+        if device.place == HERE:
+            sent()
+            with self._sent:
+                self._sent.wait_for(lambda: self._stopped or not self._unsent)
         with self.place(device.place), self._known(device):
             yield
 
@@ -71,6 +93,7 @@ class Fleet:
         """End what runs on all devices; none begins any more."""
         with self._lock:
             self._stopped = True
+            self._sent.notify_all()
             running = list(self._open)
         for device in running:
             device.stop()
@@ -83,20 +106,23 @@ def bench_fleet(targets: Sequence[str], work: Work, choice: Choice, stream: Text
     """
     fleet = Fleet()
 
-    def measured(target: str) -> Row:
+    def measured(target: str, sent: Callable[[], None]) -> Row:
         plain: Any = Plain(stream) if stream and len(targets) > 1 else stream
         report = Reporter(target, stream=plain)
         try:
-            found = bench_on(target, work, choice, report, fleet.place(HERE), fleet.holding)
+            found = bench_on(target, work, choice, report, fleet.place(HERE), partial(fleet.holding, sent=sent), sent)
         except EdgeftError as error:
             report.note(f"failed: {error}")
             return failed(target, work, error)
+        finally:
+            sent()
         if choice.strict and (marks := marks_of(found["row"])):
             return failed(target, work, DeviceError(f"the timings are doubtful: {'; '.join(marks)}"))
         return {**found["row"], "target": target, "error": None, "device": found["host"]}
 
     with ThreadPoolExecutor(max_workers=len(targets)) as pool:
-        futures = [pool.submit(measured, target) for target in targets]
+        all_sending = [fleet.sending() for _ in targets]
+        futures = [pool.submit(measured, target, sent) for target, sent in zip(targets, all_sending, strict=True)]
         try:
             with _ended_politely():
                 wait(futures)

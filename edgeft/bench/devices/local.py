@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from edgeft.bench.devices.child import Children
 from edgeft.bench.devices.device import HERE, DeviceError, OnLine
 from edgeft.bench.devices.facts import FIELDS, make_facts
 from edgeft.bench.devices.job import Job
+from edgeft.bench.devices.private import private_folder
 from edgeft.bench.devices.shell import Exit, run_job
 from edgeft.bench.host import host_facts
 
@@ -32,7 +32,7 @@ class LocalDevice:
     formats = frozenset({"gguf", "onnx"})
 
     def __init__(self) -> None:
-        self.folder = tempfile.mkdtemp(prefix="edgeft-")
+        self.folder = private_folder()
         self._children = Children(self.name)
 
     def probe(self) -> dict[str, Any]:

@@ -6,10 +6,9 @@ import json
 import os
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from edgeft.bench import accuracy, conditions, speed
 from edgeft.bench.devices.cooling import cooled, heat_marks, state_marks
 from edgeft.bench.devices.device import Device, DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import Job
+from edgeft.bench.devices.private import private_folder
 from edgeft.bench.devices.work import PART_ROWS, Work
 from edgeft.bench.follow import Follower
 from edgeft.bench.footprint import read_footprint
@@ -59,9 +59,10 @@ def bench_on(
     report: Reporter,
     quiet: Context | None = None,
     on_open: Callable[[Device], Context] = lambda device: nullcontext(),
+    on_sent: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """What `bench_package` returns, measured on `target`. `quiet` is held while this machine works for it; `on_open`
-    gives what is held as long as the device is open.
+    gives what is held as long as the device is open; `on_sent` hears that the package is there.
 
     A lost connection is made again, in two attempts; rows that were answered are kept in `choice.runs` until all are.
     Raises DeviceError if it cannot be done.
@@ -70,9 +71,9 @@ def bench_on(
     for left in range(RETRIES, -1, -1):
         reached = False
         try:
-            with opened(target) as device, on_open(device), tempfile.TemporaryDirectory(prefix="edgeft-job-") as near:
+            with opened(target) as device, on_open(device), _scratch() as near:
                 reached = True
-                return _Bench(device, work, choice, report, quiet or nullcontext(), Path(near)).measure()
+                return _Bench(device, work, choice, report, quiet or nullcontext(), near, on_sent).measure()
         except DeviceError as error:
             lost = isinstance(error, DeviceLost) or (lost and not reached)  # it may not be back yet
             if not lost or not left:
@@ -80,6 +81,16 @@ def bench_on(
             report.note(f"{error.message}; connecting again")
             time.sleep(RETRY_S)
     raise AssertionError
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder on this side, for jobs and what comes back."""
+    folder = Path(private_folder())
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
@@ -92,6 +103,7 @@ class _Bench:
     report: Reporter
     quiet: Context
     near: Path
+    on_sent: Callable[[], None]
 
     def measure(self) -> dict[str, Any]:
         work, device = self.work, self.device
@@ -102,6 +114,7 @@ class _Bench:
             )
         with self.quiet:
             device.push(work.files)
+        self.on_sent()
         facts = device.probe() if device.emulated else cooled(device.probe, self.report)
         cpus = chosen_cpus(self.choice.cpus, facts)
         threads = work.settings.threads or (len(cpus) if cpus else default_threads(facts))

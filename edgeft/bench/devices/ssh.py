@@ -11,7 +11,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from edgeft.bench.devices.child import Children, ignore
 from edgeft.bench.devices.device import HERE, DeviceError, DeviceLost, OnLine
 from edgeft.bench.devices.job import Job
 from edgeft.bench.devices.linux import PROBE, facts_of, sections_of
+from edgeft.bench.devices.private import private_folder
 from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runner, hint, reason, run_job
 
 ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9_][A-Za-z0-9_.@%+-]*)(:(?P<folder>/.*))?")
@@ -82,7 +82,7 @@ class SshDevice:
         self._host = parsed["host"]
         self._children = Children(self.name)
         self.place = place_of(self._host)
-        self._near = tempfile.mkdtemp(prefix="edgeft-ssh-")
+        self._near = private_folder()
         self._socket = f"{self._near}/c"
         self._runner: list[str] | None = None
         self._better: str | None = None  # see `native.better_runner`

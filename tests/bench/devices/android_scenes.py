@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.bench.devices.adb import find_adb, run_adb
-from edgeft.bench.devices.android import OURS, ROOM, AndroidDevice, open_android
+from edgeft.bench.devices.android import ROOM, AndroidDevice, open_android
 from edgeft.bench.devices.child import ignore
 from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.devices.job import Job, SpeedJob, job_of
+from edgeft.bench.devices.private import OURS
 
 SERIAL = f"127.0.0.1:{os.environ['TEST_ADBD_PORT']}"
 SAME_PHONE = SERIAL.replace("127.0.0.1", "localhost")

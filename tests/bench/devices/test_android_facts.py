@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
 from edgeft.bench.devices.adb import chosen, phones_in
-from edgeft.bench.devices.android import OURS, _hint, is_left
+from edgeft.bench.devices.android import _hint
 from edgeft.bench.devices.android_facts import android_facts, battery_of, energy, screen_of, thermal_of
 from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.devices.linux import sections_of
@@ -57,15 +54,6 @@ PROPERTIES = """[ro.build.version.release]: [15]
 [ro.soc.manufacturer]: [Google]
 [ro.soc.model]: [Tensor G3]
 """
-
-
-def test_folders_of_processes_that_are_gone_are_told_from_those_at_work() -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    assert is_left(f"{OURS}{gone.pid}-00ff00ff") and is_left(f"{OURS}{os.getpid()}-00ff00ff")
-    assert not is_left(f"{OURS}{os.getppid()}-00ff00ff"), "its process is at work"
-    assert not is_left(f"edgeft-00000000-{gone.pid}-00ff00ff") or OURS == "edgeft-00000000-", "another machine's"
-    assert not any(map(is_left, (OURS, f"{OURS}x-1", "edgeft-0123456789ab", "tmp")))
 
 
 def test_what_a_phone_refuses_is_answered_with_what_to_do() -> None:

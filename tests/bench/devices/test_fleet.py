@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,19 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeft.bench.accuracy import assess, evaluate, prepare
-from edgeft.bench.devices.device import HERE
-from edgeft.bench.devices.fleet import Fleet
+from edgeft.bench.devices.device import DEVICES, HERE, DeviceError, OnLine
+from edgeft.bench.devices.fleet import Fleet, bench_fleet
 from edgeft.bench.devices.job import Job, RowJob, SpeedJob, job_of
-from edgeft.bench.devices.measure import told_of
+from edgeft.bench.devices.local import LocalDevice
+from edgeft.bench.devices.measure import Choice, told_of
+from edgeft.bench.devices.work import prepare as prepare_work
 from edgeft.bench.devices.worker import run
 from edgeft.bench.session import open_session
 from edgeft.bench.table import FIELDS
 from edgeft.bench.task import Task
 from edgeft.cli import app
 from edgeft.errors import EdgeftError
+from edgeft.settings import BenchSettings, TaskSettings
 
 
 @dataclass
@@ -63,6 +67,57 @@ def test_a_stopped_fleet_ends_what_runs_and_begins_nothing() -> None:
         fleet.stop()
         assert device.stopped
     with pytest.raises(EdgeftError, match="second: stopped"), fleet.holding(Place("second", HERE)):
+        pass
+
+
+def test_this_machine_is_timed_when_the_others_have_their_package(
+    tiny_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    near_runs, together = threading.Event(), [False]
+
+    class Near(LocalDevice):
+        def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
+            order.append("near runs")
+            near_runs.set()
+            return super().run(job, scratch, on_line)
+
+    class Far(LocalDevice):
+        place = "far"
+
+        def __init__(self) -> None:
+            super().__init__()
+            time.sleep(0.5)  # connecting takes longer than opening this machine
+
+        def push(self, files: Mapping[str, Path]) -> None:
+            if "model.gguf" in files:
+                order.append("far has it")
+            super().push(files)
+
+        def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
+            together[0] = near_runs.wait(timeout=10)
+            return super().run(job, scratch, on_line)
+
+    for name, device in (("local", Near), ("far", Far), ("broken", None)):
+        monkeypatch.setitem(DEVICES, name, f"{__name__}:{name}")
+        monkeypatch.setattr(f"{__name__}.{name}", lambda address, device=device: connected(device), raising=False)
+
+    def connected(device: Any) -> Any:
+        if device is None:
+            raise DeviceError("it never comes so far")
+        return device()
+
+    work = prepare_work(tiny_gguf, None, BenchSettings(prompt_tokens=8, decode_tokens=2, repeats=3), TaskSettings())
+    rows = bench_fleet(["local", "far", "broken"], work, Choice(tmp_path), None)
+    assert [bool(row["decode_tps"]) for row in rows] == [True, True, False]
+    assert order == ["far has it", "near runs"] and together == [True]
+
+
+def test_a_stopped_fleet_lets_nobody_wait_for_what_is_not_sent() -> None:
+    fleet: Any = Fleet()
+    fleet.sending()
+    threading.Timer(0.2, fleet.stop).start()
+    with pytest.raises(EdgeftError, match="here: stopped"), fleet.holding(Place("here", HERE), fleet.sending()):
         pass
 
 
