@@ -22,6 +22,11 @@ StrictOpt = Annotated[bool, typer.Option("--strict", help="Refuse to measure on 
 ProfilesOpt = Annotated[Path | None, typer.Option(help="YAML file with device profiles of your own.")]
 RUNS = Path("runs")
 REGRESSION = 1
+EXCLUDES = {  # options of bench that do not go with another
+    "--sweep": ("--data", "--choices", "--grammar", "--like", "--target"),
+    "--target": ("--like", "--choices", "--grammar", "--runtime"),
+    "--like": ("--choices", "--grammar", "--strict"),
+}
 
 
 def bench(
@@ -62,7 +67,6 @@ def bench(
 
     --target may be repeated: targets on different machines are measured together. Exit code 1 if one failed."""
     from edgeft import commands, naming
-    from edgeft.bench import history
     from edgeft.bench.choices import load_choices
     from edgeft.bench.constrained import bench_like
     from edgeft.bench.devices.measure import Choice
@@ -77,45 +81,55 @@ def bench(
         recipe = naming.open_run(package, (), runs).recipe
         settings, task = recipe.bench, recipe.task
     settings = settings.model_copy(update={"threads": threads or settings.threads})
-    if sweep:
-        given = {"--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target}
-        refuse_together([name for name, value in given.items() if value], "--sweep")
-        _sweep(naming.to_measure(package, runs, runtime), settings, strict, as_json)
-        return
-    if like and strict:
-        refuse_together(["--strict"], "--like")
+    given = {
+        "--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target,
+        "--runtime": runtime, "--strict": strict, "--sweep": sweep,
+    }  # fmt: skip
+    for option, others in EXCLUDES.items():
+        refuse_together([other for other in others if given[option] and given[other]], option)
     if rows and not data:
         raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
     test_rows = commands.read_test_rows(data)[:rows] if data else None
     if target:
-        given = {"--like": like, "--choices": choices, "--grammar": grammar, "--runtime": runtime}
-        refuse_together([name for name, value in given.items() if value], "--target")
-        folders = naming.package_folders(package, runs)
         choice = Choice(runs, cpus, strict)
-        _bench_targets(target, folders, test_rows, settings, task, choice, html, as_json)
+        _bench_targets(target, naming.package_folders(package, runs), test_rows, settings, task, choice, html, as_json)
+        return
+    packages = naming.to_measure(package, runs, runtime)
+    if sweep:
+        _sweep(packages, settings, strict, as_json)
         return
     extras = Extras(
         questions=load_choices(choices) if choices else (),
         grammar=commands.grammar_from(grammar, task) if grammar and data else None,
     )
     found = []
-    for folder, chosen in naming.to_measure(package, runs, runtime):
+    for folder, chosen in packages:
         report = Reporter(folder.name, stream=sys.stderr)
         if like and profile:
             row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
         else:
-            result = bench_package(
-                folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
-            )
-            details = result["details"]
-            row = {**result["row"], "name": result["row"]["name"] or naming.name_in_run(folder)}
-            history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
-            row |= {"choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
+            row = _recorded(
+                bench_package(
+                    folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
+                ),
+                folder, runs,
+            )  # fmt: skip
         found.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
         print(json.dumps(found, indent=1))
     else:
         _print_measured(found)
+
+
+def _recorded(result: dict[str, Any], folder: Path, runs: Path) -> dict[str, Any]:
+    """The row of what was measured, with what lies under it; the history gets it too."""
+    from edgeft import naming
+    from edgeft.bench import history
+
+    row = {**result["row"], "name": result["row"]["name"] or naming.name_in_run(folder)}
+    history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
+    details = result["details"]
+    return {**row, "choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
 
 
 def refuse_together(options: list[str], other: str) -> None:

@@ -166,3 +166,17 @@ def test_a_target_that_fails_leaves_the_others_and_has_the_same_columns(
 def test_rows_to_score_without_any_are_refused(tiny_gguf: Path) -> None:
     refused = CliRunner().invoke(app, ["bench", str(tiny_gguf), "--target", "local", "--rows", "2"])
     assert isinstance(refused.exception, EdgeftError) and "--data FILE" in str(refused.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--like", "pixel-6a", "--strict"], "--strict does not go with --like"),
+        (["--target", "local", "--runtime", "torch"], "--runtime does not go with --target"),
+        (["--sweep", "--like", "pixel-6a", "--target", "local"], "--like, --target does not go with --sweep"),
+    ],
+)
+def test_options_that_would_be_passed_over_are_refused(options: list[str], said: str, tiny_gguf: Path) -> None:
+    refused = CliRunner().invoke(app, ["bench", str(tiny_gguf), *options])
+    assert isinstance(refused.exception, EdgeftError) and said in refused.exception.message
+
