@@ -67,7 +67,7 @@ STAGES: dict[str, Stage] = {
     "export": Stage("package", 4, "edgeft.stages.export"),
     "bench": Stage("report", 4, "edgeft.stages.bench"),
     "importance": Stage("importance", 1, "edgeft.stages.importance"),
-    "lora": Stage("adapter", 1, "edgeft.stages.lora"),
+    "lora": Stage("adapter", 2, "edgeft.stages.lora"),
     "baseline": Stage("report", 1, "edgeft.stages.baseline"),
     "report": Stage("report", 3, "edgeft.stages.report"),
 }
