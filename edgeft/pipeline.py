@@ -64,10 +64,10 @@ STAGES: dict[str, Stage] = {
     "targets": Stage("targets", 5, "edgeft.stages.targets"),
     "distill": Stage("model", 8, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 2, "edgeft.stages.probe"),
-    "export": Stage("package", 4, "edgeft.stages.export"),
+    "export": Stage("package", 5, "edgeft.stages.export"),
     "bench": Stage("report", 5, "edgeft.stages.bench"),
     "importance": Stage("importance", 1, "edgeft.stages.importance"),
-    "lora": Stage("adapter", 1, "edgeft.stages.lora"),
+    "lora": Stage("adapter", 2, "edgeft.stages.lora"),
     "baseline": Stage("report", 2, "edgeft.stages.baseline"),
     "report": Stage("report", 3, "edgeft.stages.report"),
 }

@@ -211,7 +211,7 @@ class _Graph:
         if export.lora:
             self.add("adapter-gguf-lora", "lora", LoraNode(), {"model": BASE, "adapter": ADAPTER})
         self.add("probe-base", "probe", probe, {"model": BASE, "dataset": DATA})
-        self._add_package("base", BASE, "gguf", "q8_0")
+        self._add_package("base", BASE, *_floor(export))
         return packages
 
     def _add_package(self, model_name: str, model: str, fmt: str, quant: str) -> str:
@@ -246,8 +246,9 @@ class _Graph:
             for name, node in packages.items()
         ]
         shots = measure.model_copy(update={"few_shot": recipe.bench.few_shot})
-        floor = {"package": "base-gguf-q8_0", "dataset": DATA}
-        benches.append(self.add("bench-base_fewshot-gguf-q8_0", "bench", shots, floor))
+        form = "-".join(_floor(recipe.export))
+        floor = {"package": f"base-{form}", "dataset": DATA}
+        benches.append(self.add(f"bench-base_fewshot-{form}", "bench", shots, floor))
         benches.append(self.add("bench-svm", "baseline", BaselineNode(task=recipe.task), {"dataset": DATA}))
         return benches
 
@@ -275,6 +276,16 @@ def _onnx_forms(export: ExportSettings) -> dict[str, Any]:
         "static": export.onnx_static,
         "ort": export.onnx_ort,
     }
+
+
+def _floor(export: ExportSettings) -> tuple[str, str]:
+    """Format and type in which the untouched base is measured.
+
+    GGUF only where the recipe exports it: a base that llama.cpp cannot compute still goes to ONNX.
+    """
+    if export.gguf or not export.onnx:
+        return "gguf", "q8_0"
+    return "onnx", "fp32" if export.exporter == "optimum" else "int8"  # optimum writes no 8 bits
 
 
 def _fewest_bits(export: ExportSettings) -> Literal[4, 8] | None:

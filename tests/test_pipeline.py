@@ -13,7 +13,7 @@ import pytest
 from edgeft.artifact import CHECKPOINT_DIR, Artifact, open_artifact, verify
 from edgeft.errors import DataError, RecipeError
 from edgeft.pipeline import STAGES, Pipeline, plan
-from edgeft.plan import Node
+from edgeft.plan import ExportNode, Node
 from edgeft.recipe import load_recipe
 from tests import fakes
 
@@ -284,6 +284,26 @@ def test_a_quantised_package_brings_its_full_precision_one(tmp_path: Path) -> No
     assert nodes["student-gguf-q8_0"].inputs["full"] == "student-gguf-f16"
     assert "bench-student-gguf-f16" not in nodes  # made, but not asked for
     assert not any("onnx" in name for name in nodes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "floor"),
+    [
+        ((), "gguf-q8_0"),
+        (("export.onnx=[]", "export.gguf=[f16]"), "gguf-q8_0"),
+        (("export.gguf=[]",), "onnx-int8"),
+        (("export.gguf=[]", "export.onnx=[fp32]", "export.exporter=optimum"), "onnx-fp32"),
+    ],
+)
+def test_the_untouched_base_is_measured_in_a_format_that_the_recipe_exports(
+    settings: tuple[str, ...], floor: str, tmp_path: Path
+) -> None:
+    nodes = nodes_of(tmp_path, *settings)
+    assert nodes[f"bench-base_fewshot-{floor}"].inputs == {"package": f"base-{floor}", "dataset": "data"}
+    assert f"bench-base_fewshot-{floor}" in nodes["report"].inputs
+    formats = {node.config.format for node in nodes.values() if isinstance(node.config, ExportNode)}
+    recipe = load_recipe(tmp_path / "fake.yaml", settings)
+    assert formats == {name for name in ("gguf", "onnx") if getattr(recipe.export, name)}
 
 
 def test_a_student_cut_in_steps_is_healed_after_each_and_ends_under_the_same_names(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A PEFT adapter becomes a GGUF adapter, which llama.cpp puts on the GGUF of the base model when it loads it.
 
-Layout: general.type adapter, adapter.type lora, and beside each matrix's name NAME.lora_a [rank, in] and NAME.lora_b
-[out, rank]; llama.cpp adds alpha / rank times their product.
+Layout: general.type adapter, adapter.type lora, the base's name, and for each matrix NAME.lora_a [rank, in] and
+NAME.lora_b [out, rank]; llama.cpp adds alpha / rank times their product.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ PREFIX = "base_model.model."
 SIDES = {".lora_A.weight": "lora_a", ".lora_B.weight": "lora_b"}
 
 
-def write_lora(adapter: Path, scale: float, base: Path, out: Path) -> int:
+def write_lora(adapter: Path, scale: float, base: Path, out: Path, base_name: str | None = None) -> int:
     """Write the adapter_model.safetensors `adapter` for the model in folder `base`; its product counts `scale` times.
 
+    `base_name` is what the file says it belongs to; None takes the folder's.
     Returns the number of matrices that it changes. Raises ModelError if it holds something other than pairs for
     matrices of the base.
     """
@@ -50,6 +51,8 @@ def write_lora(adapter: Path, scale: float, base: Path, out: Path) -> int:
         )
     writer = gguf.GGUFWriter(out, gguf.MODEL_ARCH_NAMES[row.arch])
     writer.add_type("adapter")
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, base_name or base.resolve().name)
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", scale * ranks.pop())
     for matrix, pair in sorted(pairs.items()):

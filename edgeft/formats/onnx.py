@@ -13,13 +13,15 @@ from pathlib import Path
 import onnx
 
 from edgeft.errors import ModelError
+from edgeft.formats.hf import write_json
 from edgeft.text.chat import ChatTokenizer, read_json, read_template
 
 GRAPH = "model.onnx"
 WEIGHTS = "model.onnx_data"  # the name that transformers.js looks for
 SETTINGS = "genai_config.json"
+GENERATION = "generation_config.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-MODEL_FILES = ("config.json", "generation_config.json", *TOKENIZER_FILES)
+MODEL_FILES = ("config.json", GENERATION, *TOKENIZER_FILES)
 
 
 def build_onnx(model: Path, out: Path) -> None:
@@ -40,7 +42,7 @@ def build_onnx(model: Path, out: Path) -> None:
             f"onnxruntime-genai's builder cannot export {model} (exit code {done.returncode}): {said}",
             "choose an architecture that the builder knows or export to GGUF only",
         )
-    copy_files(model, out, MODEL_FILES)
+    copy_model_files(model, out)
     _set_stop_tokens(out)
     _finish_graph(out)
     repeat_template(out)
@@ -55,6 +57,20 @@ def save_graph(model: onnx.ModelProto, out: Path) -> None:
 def copy_companions(source: Path, out: Path) -> None:
     """Copy everything but graph, weights and other forms of them from one ONNX package to another of the same model."""
     copy_files(source, out, (SETTINGS, *MODEL_FILES))
+
+
+def copy_model_files(model: Path, out: Path) -> None:
+    """Copy what stands beside a model's weights; generation_config.json then names every token that ends an answer.
+
+    transformers.js stops at those alone, and a published model may leave the end of a turn out.
+    """
+    copy_files(model, out, tuple(name for name in MODEL_FILES if name != GENERATION))
+    generation = read_json(model / GENERATION) if (model / GENERATION).is_file() else {}
+    stops, named = sorted(ChatTokenizer.from_folder(model).stop_ids), generation.get("eos_token_id")
+    if stops == (sorted(named) if isinstance(named, list) else [named]):
+        shutil.copyfile(model / GENERATION, out / GENERATION)
+    else:
+        write_json(out / GENERATION, {**generation, "eos_token_id": stops})
 
 
 def copy_files(source: Path, out: Path, names: tuple[str, ...]) -> None:

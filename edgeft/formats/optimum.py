@@ -16,7 +16,7 @@ import onnx
 
 from edgeft.errors import ModelError
 from edgeft.formats.hf import read_config, write_json
-from edgeft.formats.onnx import GRAPH, MODEL_FILES, SETTINGS, copy_files, repeat_template, save_graph
+from edgeft.formats.onnx import GRAPH, SETTINGS, copy_model_files, repeat_template, save_graph
 from edgeft.text.chat import ChatTokenizer
 
 PYTHON = "EDGEFT_OPTIMUM"  # environment variable: the Python that has optimum's exporter
@@ -47,7 +47,7 @@ def build_with_optimum(model: Path, out: Path) -> None:
                 "choose an architecture that optimum knows or export to GGUF only",
             )
         save_graph(onnx.load(Path(folder) / GRAPH), out / GRAPH)
-    copy_files(model, out, MODEL_FILES)
+    copy_model_files(model, out)
     write_json(out / SETTINGS, _settings(model))
     repeat_template(out)
 

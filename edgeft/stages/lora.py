@@ -18,8 +18,9 @@ FILE = "adapter.gguf"
 
 def run(cfg: LoraNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Inputs: model (the base), adapter. Writes `adapter.gguf`, float32."""
-    learned = inputs["adapter"]
+    base, learned = inputs["model"], inputs["adapter"]
     scale = TrainSettings.model_validate(learned.config).scale
-    matrices = write_lora(learned.file("adapter_model.safetensors"), scale, inputs["model"].path, out / FILE)
+    adapter = learned.file("adapter_model.safetensors")
+    matrices = write_lora(adapter, scale, base.path, out / FILE, base.metrics["source"])
     report.note(f"{matrices} matrices: llama-cli -m BASE.gguf --lora {FILE}")
     return {"matrices": matrices, "scale": scale, "bytes": (out / FILE).stat().st_size}

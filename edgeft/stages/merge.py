@@ -19,7 +19,7 @@ from edgeft.tune.combine import combine_adapters
 from edgeft.tune.fit import rank
 from edgeft.tune.fold_check import check_fold
 from edgeft.tune.landing import PER_LAYER, choose_into
-from edgeft.tune.methods import DEQUANTIZED, Into, merge_learned
+from edgeft.tune.methods import DEQUANTIZED, Into, attach_learned, merge_learned
 from edgeft.tune.precision import Compute, choose_compute, place
 from edgeft.tune.validation import General, Validation, general_text, validate
 
@@ -56,11 +56,11 @@ def _merge(
     save_model(model, out, base.path)
     del model
     rung = check_fold(base.path, learned, into, out, rows)
-    trained, merged = learned.metrics["validation"], looks[strength]
+    trained, merged = _as_trained(cfg, base, learned, rows, compute), looks[strength]
     before, after = _general(base.path, compute), _general(out, compute)
     report.note(
-        f"{folded['tensors_folded']} tensors folded at strength {strength:g}; validation loss {trained['loss']:.4f} as "
-        f"trained, {merged.loss:.4f} merged; right first lines {trained['exact_match']:.1%}, {merged.exact_match:.1%}"
+        f"{folded['tensors_folded']} tensors folded at strength {strength:g}; validation loss {trained.loss:.4f} as "
+        f"trained, {merged.loss:.4f} merged; right first lines {trained.exact_match:.1%}, {merged.exact_match:.1%}"
     )
     report.note(
         f"merged beside trained: mean KL {rung['validation']['kl_mean']:.2g} on validation rows, "
@@ -72,13 +72,23 @@ def _merge(
         "into": name,
         "into_measured": ways,
         "strength": strength,
-        "validation_as_trained": {name: trained[name] for name in Validation._fields},
+        "validation_as_trained": trained._asdict(),
         "validation": merged._asdict(),
         "validation_by_strength": {f"{strength:g}": look._asdict() for strength, look in looks.items()},
         "from_trained": rung,
         "general_base": before._asdict(),
         "general": after._asdict(),
     }
+
+
+def _as_trained(cfg: MergeNode, base: Artifact, learned: Artifact, rows: list[Encoded], compute: Compute) -> Validation:
+    """What training left, or, as nobody trained several adapters together, all of them beside the weights it had."""
+    if not cfg.merge.adapters:
+        found = learned.metrics["validation"]
+        return Validation(**{name: found[name] for name in Validation._fields})
+    model = attach_learned(load_model(base.path, torch.float32), learned, DEQUANTIZED)
+    longest = max(len(row.ids) for row in rows)
+    return validate(place(model, compute, longest), rows, ChatTokenizer.from_folder(base.path), compute.device)
 
 
 def _choose_into(

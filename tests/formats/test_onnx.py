@@ -12,14 +12,16 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
+from transformers import GenerationConfig
 
 from edgeft.bench.session import open_session
 from edgeft.errors import ModelError
-from edgeft.formats.onnx import MODEL_FILES, build_onnx, copy_companions
+from edgeft.formats.onnx import GENERATION, MODEL_FILES, SETTINGS, build_onnx, copy_companions, copy_model_files
 from edgeft.formats.onnx_blocks import Blocks, Scheme, candidates, pack, quantize_matrix, uses_bits_best
 from edgeft.formats.onnx_half import halve_graph
 from edgeft.formats.onnx_quant import quantize_graph
 from edgeft.formats.parity import Parity, compare
+from edgeft.text.chat import ChatTokenizer
 from tests.formats.tiny_model import TEXTS, make_probe, tiny_onnx, write_tiny_llama
 
 BLOCK = 32
@@ -66,6 +68,41 @@ def test_the_package_holds_the_files_of_the_model_unchanged(made: tuple[Path, Pa
     assert found == {**given, "chat_template": (model / "chat_template.jinja").read_text()}
     settings = json.loads((package / "genai_config.json").read_text())
     assert settings["model"]["eos_token_id"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ({"eos_token_id": 0, "top_k": 7}, {"eos_token_id": [0, 2], "top_k": 7}),
+        ({"eos_token_id": [5, 0]}, {"eos_token_id": [0, 2, 5]}),
+        ({"eos_token_id": None}, {"eos_token_id": [2]}),
+        (None, {"eos_token_id": [2]}),
+        ({"eos_token_id": [2]}, {"eos_token_id": [2]}),
+    ],
+)
+def test_a_package_names_every_token_that_ends_an_answer_where_transformers_js_reads_them(
+    given: dict[str, Any] | None, written: dict[str, Any], tmp_path: Path
+) -> None:
+    model, out = write_tiny_llama(tmp_path / "model"), tmp_path / "package"
+    out.mkdir()
+    (model / GENERATION).unlink()
+    if given is not None:
+        (model / GENERATION).write_text(json.dumps(given))
+    copy_model_files(model, out)
+    assert json.loads((out / GENERATION).read_text()) == written
+    stops = written["eos_token_id"]
+    assert set(stops) == ChatTokenizer.from_folder(model).stop_ids == ChatTokenizer.from_folder(out).stop_ids
+    assert GenerationConfig.from_pretrained(out).eos_token_id == stops
+
+
+def test_all_files_of_a_build_name_the_same_stop_tokens(tmp_path: Path) -> None:
+    model = write_tiny_llama(tmp_path / "model")
+    (model / GENERATION).write_text(json.dumps({"bos_token_id": 1, "eos_token_id": 0}))
+    build_onnx(model, tmp_path / "package")
+    small = quantized(tmp_path / "package", tmp_path / "small", 8)
+    for package in (tmp_path / "package", small):
+        settings, generation = (json.loads((package / name).read_text()) for name in (SETTINGS, GENERATION))
+        assert settings["model"]["eos_token_id"] == generation["eos_token_id"] == [0, 2]
 
 
 def test_a_tied_embedding_is_stored_once(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:

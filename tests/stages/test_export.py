@@ -12,10 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
 from edgeft.bench.llamacpp import LlamaCppSession
+from edgeft.bench.ort import OrtSession
 from edgeft.bench.session import Logits
 from edgeft.errors import ParityError
 from edgeft.export_settings import ExportSettings
 from edgeft.formats import gguf, onnx
+from edgeft.formats.onnx_variants import LARGE, OPERATORS, ORT, STATIC
 from edgeft.formats.probe import Probe
 from edgeft.plan import ExportNode
 from edgeft.progress import Reporter
@@ -31,6 +33,7 @@ METRICS = {
     "general", "worst_row", "steps", "steps_together", "greedy", "threshold_p99", "threshold_steps",
 }  # fmt: skip
 GREEDY_TOKENS = 4
+STATIC_TOKENS, ALIGNMENT = 64, 4096
 TINY_KL = {"f16": 0.001, "q8_0": 0.05, "fp32": 1e-4, "fp16": 1e-3, "int8": 0.05, "int4": 2.0}
 
 
@@ -93,10 +96,11 @@ def run(
     out: Path,
     max_kl: float | None = None,
     blocks: tuple[int, ...] = (32,),
+    **forms: Any,
 ) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     limit = TINY_KL[quant] if max_kl is None else max_kl
-    cfg = ExportNode(format=fmt, quant=quant, max_kl=limit, int4_blocks=blocks)
+    cfg = ExportNode(format=fmt, quant=quant, max_kl=limit, int4_blocks=blocks, **forms)
     return export.run(cfg, inputs, out, Reporter("export", out))
 
 
@@ -151,8 +155,33 @@ def test_int4_keeps_what_uses_its_bits_best_and_weighs_errors_by_importance(
     assert [c["kl"] for c in weighted] != [c["kl"] for c in plain]
 
 
-def graph_of(package: Path) -> Any:
-    return onnx_package.load(package / "model.onnx", load_external_data=False).graph
+def test_forms_for_other_targets_are_in_the_package_and_predict_what_it_predicts(
+    inputs: dict[str, Artifact], ready_build: None, tmp_path: Path
+) -> None:
+    run(inputs, "onnx", "fp32", tmp_path / "fp32", static=STATIC_TOKENS, ort=True, alignment=ALIGNMENT)
+    found = run(
+        {**inputs, "full": finish(tmp_path / "fp32", "package")}, "onnx", "int8", tmp_path / "int8",
+        static=STATIC_TOKENS, ort=True, alignment=ALIGNMENT,
+    )  # fmt: skip
+    for package, rounding in ((tmp_path / "fp32", 1e-4), (tmp_path / "int8", 0.2)):  # steps round activations otherwise
+        files = finish(package, "package").manifest.files
+        assert {STATIC, ORT, OPERATORS, onnx.GRAPH, onnx.WEIGHTS} <= files.keys()
+        ids = Probe.load(inputs["probe"].path).rows[0][:20]
+        whole, *forms = (OrtSession(package / name, 1, STATIC_TOKENS) for name in (onnx.GRAPH, STATIC, ORT))
+        for form in forms:
+            np.testing.assert_allclose(form.prefill(ids), whole.prefill(ids), atol=rounding)
+        dims = {i.name: [d.dim_value for d in i.type.tensor_type.shape.dim] for i in graph_of(package, STATIC).input}
+        assert dims["input_ids"] == [1, 1] and dims["past_key_values.0.key"] == [1, 2, STATIC_TOKENS, 16]
+        for name in (onnx.GRAPH, STATIC):
+            places = [{e.key: e.value for e in i.external_data} for i in graph_of(package, name).initializer]
+            large = [int(place["offset"]) for place in places if int(place.get("length", 0)) >= LARGE]
+            assert len(large) > 20 and not any(offset % ALIGNMENT for offset in large)
+    assert found["variants"] == {name: (tmp_path / "int8" / name).stat().st_size for name in (STATIC, ORT)}
+    assert found["bytes"] < sum((tmp_path / "int8" / name).stat().st_size for name in (onnx.WEIGHTS, STATIC, ORT))
+
+
+def graph_of(package: Path, name: str = onnx.GRAPH) -> Any:
+    return onnx_package.load(package / name, load_external_data=False).graph
 
 
 def test_golden_conversations_stand_beside_every_package(inputs: dict[str, Artifact], tmp_path: Path) -> None:

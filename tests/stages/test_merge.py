@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,44 @@ def test_a_named_way_is_taken_and_nothing_else_tried(inputs: dict[str, Artifact]
     found, _ = run(inputs, tmp_path / "out", into="original")
     assert (found["into"], found["into_measured"]) == ("original", None)
     assert found["from_trained"]["validation"]["kl_mean"] > 1e-3
+    assert found["validation_as_trained"] == inputs["adapter"].metrics["validation"] and "combined" not in found
+
+
+def test_several_adapters_are_merged_into_one_and_all_figures_are_of_that(
+    inputs: dict[str, Artifact], base: Artifact, tmp_path: Path
+) -> None:
+    learned, times, weight = inputs["adapter"], -4000.0, 0.5
+    other = scaled(learned, times, tmp_path / "other")
+    found, said = run(
+        inputs, tmp_path / "out", into="dequantized", adapters=({"adapter": str(other.path), "weight": weight},)
+    )
+    assert (found["combined"]["how"], found["combined"]["rank"]) == ("linear", 8)
+    (conflict,) = found["combined"]["adapters"]
+    assert (conflict["adapter"], conflict["weight"], conflict["opposed"]) == ("other", weight, 1.0)
+    assert conflict["size"] == pytest.approx(-times, rel=1e-3) and conflict["cosine"] == pytest.approx(-1, rel=1e-3)
+    assert conflict["most_opposed"].startswith("model.layers.") and "100.0% have opposite signs" in said
+
+    expected: Any = load_model(base.path, torch.float32)
+    merge_learned(expected, scaled(learned, 1 + weight * times, tmp_path / "sum"), "dequantized")
+    written = load_model(tmp_path / "out", torch.float32).state_dict()
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(written[name], value, msg=name, atol=1e-4, rtol=1e-4)
+
+    alone, _ = run(inputs, tmp_path / "alone", into="dequantized")
+    trained, merged = found["validation_as_trained"]["loss"], found["validation"]["loss"]
+    assert trained == pytest.approx(merged, abs=1e-4)
+    assert abs(merged - alone["validation"]["loss"]) > 0.01
+    assert f"validation loss {trained:.4f} as trained" in said
+
+
+def scaled(learned: Artifact, times: float, folder: Path) -> Artifact:
+    """An adapter whose update is that of `learned` so many times."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text((learned.path / "adapter_config.json").read_text("utf-8"), "utf-8")
+    values = load_file(learned.path / ADAPTER)
+    changed = {name: value * times if "lora_B" in name else value for name, value in values.items()}
+    save_file(changed, folder / ADAPTER, metadata={"format": "pt"})
+    return Artifact(folder, replace(learned.manifest, files=scan_files(folder)))
 
 
 def test_another_way_than_the_trained_one_must_be_better_for_certain() -> None:
