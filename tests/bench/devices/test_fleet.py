@@ -179,4 +179,3 @@ def test_rows_to_score_without_any_are_refused(tiny_gguf: Path) -> None:
 def test_options_that_would_be_passed_over_are_refused(options: list[str], said: str, tiny_gguf: Path) -> None:
     refused = CliRunner().invoke(app, ["bench", str(tiny_gguf), *options])
     assert isinstance(refused.exception, EdgeftError) and said in refused.exception.message
-
