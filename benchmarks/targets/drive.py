@@ -45,7 +45,7 @@ QUESTIONS = (
     "Write one sentence about the sea.",
 )
 ANSWER = "I am sorry about that. Let me look up parcel 4711 and tell you what can still be done about the order."
-ROWS, NEW_TOKENS = 8, 64  # of the test split, evenly spread; of an answer
+ROWS, NEW_TOKENS = 4, 64  # of the test split, evenly spread; of an answer. An emulated processor takes minutes for four
 KL_LIMIT = 0.02  # nats, under which two kernels' rounding stays (benchmarks/LOG.md); a wrong graph is far above
 PROMPT_TOKENS, DECODE_TOKENS, REPEATS = 64, 16, 3
 ADBD_PORT, ADB_PORT = 5735, 5793
