@@ -108,12 +108,10 @@ def bench(
         if like and profile:
             row = bench_like(like, profile, folder, test_rows, settings, task, report, chosen)
         else:
-            row = _recorded(
-                bench_package(
-                    folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
-                ),
-                folder, runs,
-            )  # fmt: skip
+            result = bench_package(
+                folder, test_rows, settings, task, None, report, strict=strict, extras=extras, runtime=chosen
+            )
+            row = _recorded(result, folder, runs, report)
         found.append({**row, "name": row["name"] or naming.name_in_run(folder), "path": str(folder)})
     if as_json:
         print(json.dumps(found, indent=1))
@@ -121,13 +119,16 @@ def bench(
         _print_measured(found)
 
 
-def _recorded(result: dict[str, Any], folder: Path, runs: Path) -> dict[str, Any]:
-    """The row of what was measured, with what lies under it; the history gets it too."""
+def _recorded(result: dict[str, Any], folder: Path, runs: Path, report: Any) -> dict[str, Any]:
+    """The row of what was measured, with what lies under it; the history gets it too, if it can."""
     from edgeft import naming
     from edgeft.bench import history
 
     row = {**result["row"], "name": result["row"]["name"] or naming.name_in_run(folder)}
-    history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
+    try:
+        history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
+    except EdgeftError as error:  # it must not cost what was just measured
+        report.note(f"not in the history: {error}")
     details = result["details"]
     return {**row, "choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
 

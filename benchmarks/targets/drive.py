@@ -236,8 +236,8 @@ def _beside_adbd(package: Path, test: Path | None) -> dict[str, Any]:
     if done.returncode != 0:
         raise DeviceError(f"adbd under QEMU: {done.stderr.strip()[-300:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    qemu = {"emulated": True, "decode_tps": None, "device": "Debian's adbd under QEMU"} if found["ok"] else {}
-    return {**found, **qemu}
+    qemu = {"emulated": True, "decode_tps": None, "device": "Debian's adbd under QEMU"}
+    return {**found, **qemu} if found["kl_vs_local"] is not None else found
 
 
 def main(target: str, package: Path, test: Path | None = None) -> int:

@@ -34,21 +34,22 @@ class Meter:
     _absent: str = ""
 
     def look(self) -> None:
-        """Read whatever there is."""
+        """Read whatever there is; a battery where the counters are kept from this user, as on most laptops."""
         try:
-            if counters := self._read_counters():
-                self._counters.append((self.clock(), counters))
-            elif (watts := self._read_gauge()) is not None:
-                self._gauge.append(watts)
+            counters = self._read_counters()
         except Refused as error:
-            self._absent = str(error)
+            counters, self._absent = {}, str(error)
+        if counters:
+            self._counters.append((self.clock(), counters))
+        elif (watts := self._read_gauge()) is not None:
+            self._gauge.append(watts)
 
     def watts(self) -> float:
         """Mean power between the first and the last look at the counters, or the median of the gauge's.
 
         Raises Refused with the reason if neither could be read.
         """
-        if self._absent or not (self._counters or self._gauge):
+        if not (self._counters or self._gauge):
             raise Refused(self._absent or NO_METER)
         if self._gauge:
             return median(self._gauge)

@@ -68,7 +68,7 @@ def record(runs: Path) -> int:
 
 
 def add(runs: Path, name: str, row: dict[str, Any], host: dict[str, Any]) -> None:
-    """Add one measurement that no run made, if there is a folder of runs."""
+    """Add one measurement that no run made, if there is a folder of runs. Raises ArtifactError if it cannot."""
     if runs.is_dir():
         now, machine = datetime.now(UTC).isoformat(), (host.get("cpu"), host.get("threads"))
         values = (f"{name} {now}", now, name, row["digest"] or "", *machine, json.dumps(row))
@@ -143,5 +143,8 @@ def _database(runs: Path) -> Iterator[sqlite3.Connection]:
             db.execute(TABLE)
         except sqlite3.DatabaseError as error:
             raise ArtifactError(f"{path} is no SQLite file: {error}", "move it away; it is made again") from None
-        with db:
-            yield db
+        try:
+            with db:
+                yield db
+        except sqlite3.OperationalError as error:  # a full disk, or no right to write
+            raise ArtifactError(f"{path}: {error}", "free space, or look at who may write there") from None

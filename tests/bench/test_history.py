@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,7 +12,9 @@ import pytest
 from edgeft.bench.history import FILE, add, entries, page, record
 from edgeft.bench.stats import wilson
 from edgeft.bench.table import FIELDS, make_row
+from edgeft.cli_bench import _recorded
 from edgeft.errors import ArtifactError
+from edgeft.progress import Reporter
 from tests.stages.bench_artifacts import write_artifact
 
 
@@ -80,3 +83,12 @@ def test_the_page_draws_a_line_per_name_and_machine_without_network(tmp_path: Pa
     assert len(svg.findall("g")) == 3
     assert "<b>" not in text and "http" not in text
     assert "student-gguf-q8_0 on other CPU, 2 threads" in text
+
+
+def test_a_broken_history_does_not_cost_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / FILE).write_text("not a database, but long enough to be looked at " * 30)
+    row = make_row({"decode_tps": 90.0}, dict.fromkeys(FIELDS, "not in this test"))
+    result = {"row": row, "host": {}, "choices": None, "details": {}}
+    report = Reporter("bench", stream=sys.stderr)
+    assert _recorded(result, tmp_path, tmp_path, report)["decode_tps"] == 90.0
+    assert "not in the history" in capsys.readouterr().err
