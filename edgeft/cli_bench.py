@@ -73,22 +73,14 @@ def bench(
     from edgeft.bench.profiles import find_profile, load_profiles
     from edgeft.bench.run import Extras, bench_package
     from edgeft.progress import Reporter
-    from edgeft.settings import BenchSettings, TaskSettings
 
-    profile = find_profile(like, load_profiles(profiles)) if like else None
-    settings, task = BenchSettings(), TaskSettings()
-    if not naming.find_artifact(package, runs):
-        recipe = naming.open_run(package, (), runs).recipe
-        settings, task = recipe.bench, recipe.task
-    settings = settings.model_copy(update={"threads": threads or settings.threads})
     given = {
         "--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target,
-        "--runtime": runtime, "--strict": strict, "--sweep": sweep,
+        "--runtime": runtime, "--strict": strict, "--sweep": sweep, "--rows": rows,
     }  # fmt: skip
-    for option, others in EXCLUDES.items():
-        refuse_together([other for other in others if given[option] and given[other]], option)
-    if rows and not data:
-        raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
+    refuse_together({name for name, value in given.items() if value})
+    profile = find_profile(like, load_profiles(profiles)) if like else None
+    settings, task = _settings_of(package, runs, threads)
     test_rows = commands.read_test_rows(data)[:rows] if data else None
     if target:
         choice = Choice(runs, cpus, strict)
@@ -133,10 +125,25 @@ def _recorded(result: dict[str, Any], folder: Path, runs: Path, report: Any) -> 
     return {**row, "choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
 
 
-def refuse_together(options: list[str], other: str) -> None:
-    """Raises EdgeftError for options that do not go with `other`."""
-    if options:
-        raise EdgeftError(f"{', '.join(options)} does not go with {other}", "leave one of the two out")
+def refuse_together(given: set[str]) -> None:
+    """Raises EdgeftError for options of bench that would be passed over."""
+    for option in sorted(EXCLUDES.keys() & given):
+        if others := [other for other in EXCLUDES[option] if other in given]:
+            raise EdgeftError(f"{', '.join(others)} does not go with {option}", "leave one of the two out")
+    if "--rows" in given and "--data" not in given:
+        raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
+
+
+def _settings_of(package: str, runs: Path, threads: int | None) -> tuple[Any, Any]:
+    """How to measure, and what the rows ask: a recipe's own, the defaults for a package."""
+    from edgeft import naming
+    from edgeft.settings import BenchSettings, TaskSettings
+
+    settings, task = BenchSettings(), TaskSettings()
+    if not naming.find_artifact(package, runs):
+        recipe = naming.open_run(package, (), runs).recipe
+        settings, task = recipe.bench, recipe.task
+    return settings.model_copy(update={"threads": threads or settings.threads}), task
 
 
 def _sweep(folders: Any, settings: Any, strict: bool, as_json: bool) -> None:

@@ -41,7 +41,7 @@ def private_folder() -> str:
     for folder in room.glob(f"{OURS}*"):
         if is_left(folder.name) and not folder.is_symlink():  # a link may be anybody's and lead anywhere
             _end_all_in(folder)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # another user's stays, and must not stop this one's work
     return tempfile.mkdtemp(prefix=f"{OURS}{os.getpid()}-")
 
 
