@@ -40,6 +40,7 @@ class MergeNode(Settings):
     """What `stages/merge.py` does."""
 
     merge: MergeSettings = MergeSettings()
+    max_kl: float
     bits: Literal[4, 8] | None = None  # of the narrowest package that is made of the result
 
 
@@ -83,6 +84,7 @@ class ProbeNode(Settings):
 
     rows: int
     max_tokens: int
+    max_kl: float | None = None  # from the model it was distilled from
 
 
 class ImportanceNode(Settings):
@@ -167,7 +169,8 @@ class _Graph:
             self.add("transfer", "transfer", unanswered, {"dataset": DATA}, _on_disk(transfer=data.transfer))
         self.add(ADAPTER, "train", recipe.train, {"model": BASE, "dataset": DATA})
         others = {f"adapter {n}": Path(other.adapter) for n, other in enumerate(recipe.merge.adapters, 1)}
-        merging = MergeNode(merge=recipe.merge, bits=_fewest_bits(recipe.export))
+        limit = recipe.export.max_kl["merged"]
+        merging = MergeNode(merge=recipe.merge, max_kl=limit, bits=_fewest_bits(recipe.export))
         self.add(TEACHER, "merge", merging, {"model": BASE, "adapter": ADAPTER, "dataset": DATA}, others)
 
     def add_student(self) -> str:
@@ -205,7 +208,9 @@ class _Graph:
         probe = ProbeNode(rows=export.probe_rows, max_tokens=self.recipe.train.max_tokens)
         for name, model in models.items():
             lineage = {"parent": TEACHER, "parent_probe": "probe-teacher"} if name == "student" else {}
-            self.add(f"probe-{name}", "probe", probe, {"model": model, "dataset": DATA, **lineage})
+            limit = export.max_kl["student"] if lineage else None
+            frozen = probe.model_copy(update={"max_kl": limit})
+            self.add(f"probe-{name}", "probe", frozen, {"model": model, "dataset": DATA, **lineage})
             for fmt, quants in (("gguf", export.gguf), ("onnx", export.onnx)):
                 packages |= {f"{name}-{fmt}-{q}": self._add_package(name, model, fmt, q) for q in quants}
         if export.lora:

@@ -94,7 +94,7 @@ def _models(run: LastRun) -> Iterator[str]:
             parity = run.made("probe", student).metrics.get("from_parent")
         except Missing:
             parity = None
-        steps["teacher -> student"] = {"validation": parity} if parity else None
+        steps["teacher -> student"] = {"validation": parity, "general": parity.get("general")} if parity else None
     for name, found in steps.items():
         if found:
             task, general = found["validation"], found.get("general")

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.export.sabotage import World, way
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
-from edgeft.formats.hf import load_model
+from edgeft.export_settings import ExportSettings
+from edgeft.formats.hf import load_model, save_model
 from edgeft.learning_settings import TrainSettings
 from edgeft.plan import MergeNode
 from edgeft.progress import Reporter
@@ -24,6 +25,8 @@ from edgeft.tune.fold_check import check_fold
 from edgeft.tune.precision import Compute
 
 FOLD = r"the adapter folded into the weights is not the adapter beside them"
+RESULT = r"the merged model is not the one that was trained(.|\n)+the worst is model"
+MERGED = ExportSettings().max_kl["merged"]
 
 
 def adapter_of(world: World, out: Path, **settings: Any) -> Artifact:
@@ -48,11 +51,12 @@ def artifact(folder: Path, config: dict[str, Any], base: str = "") -> Artifact:
     return open_artifact(folder)
 
 
-def folded(world: World, learned: Artifact) -> None:
-    """What the merge stage does when it has merged."""
+def folded(world: World, learned: Artifact, merged: Path | None = None) -> None:
+    """What the merge stage does when it has written the merged model; by default the base itself was written."""
     chat = ChatTokenizer.from_folder(world.model)
     turns = [{"role": "user", "content": "Where is my order 12345?"}, {"role": "assistant", "content": "It is here."}]
-    check_fold(world.model, learned, "dequantized", world.model, [encode_row(chat, turns, 256, "row")])
+    rows = [encode_row(chat, turns, 256, "row")]
+    check_fold(world.model, learned, "dequantized", merged or world.model, rows, MERGED)
 
 
 def with_fold(world: World, learned: Artifact, fold: Callable[..., Any]) -> None:
@@ -100,11 +104,22 @@ def no_magnitudes(world: World, out: Path) -> None:
     with_fold(world, adapter_of(world, out, dora=True), fold)
 
 
+@way("merged layers in another order", "merge", RESULT)
+def exchanged_layers(world: World, out: Path) -> None:
+    learned = adapter_of(world, out)
+    model: Any = load_model(world.model, torch.float32)
+    methods.merge_learned(model, learned, methods.DEQUANTIZED)
+    layers = model.model.layers
+    layers[0], layers[2] = layers[2], layers[0]
+    save_model(model, out / "merged", world.model)
+    folded(world, learned, out / "merged")
+
+
 @way("adapter of another base", "merge", r"the adapter was trained on base")
 def another_base(world: World, out: Path) -> None:
     learned = artifact(adapter_of(world, out).path, {}, base="f" * 64)
     base = Artifact(world.model, Manifest("model", "base", "0" * 16, {}, {}, {}))
-    merge.run(MergeNode(), {"model": base, "adapter": learned}, out, Reporter("merge"))
+    merge.run(MergeNode(max_kl=MERGED), {"model": base, "adapter": learned}, out, Reporter("merge"))
 
 
 @way("adapter with layers missing", "merge", r"the adapter does not fit the model")

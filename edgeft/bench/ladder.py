@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgeft.bench.session import Logits, Session
 from edgeft.errors import ParityError
-from edgeft.formats.parity import Differences, Parity, compare_answers, differences, summarize
+from edgeft.formats.parity import Differences, Parity, compare_answers, differences, summarize, worst_row
 from edgeft.formats.probe import Probe
 from edgeft.progress import Reporter
 
@@ -60,7 +60,7 @@ def measure(
     return {
         **asdict(summarize(task)),
         "general": asdict(summarize(general)) if general else None,
-        "worst_row": probe.where(_worst(parts)),
+        "worst_row": probe.where(worst_row(parts)),
         "step_kl_mean": alone.kl_mean,
         "steps": {"rows": len(rows[:SINGLE_ROWS]), **_short(alone)},
         "steps_together": {"rows": len(rows), **_short(together)},
@@ -93,7 +93,7 @@ def _check(
     parity = summarize(parts)
     if parity.kl_mean <= limits.kl_mean and parity.kl_p99 <= limits.kl_p99:
         return
-    worst = _worst(parts)
+    worst = worst_row(parts)
     raise ParityError(
         f"{what} does not agree with the torch model: mean KL {parity.kl_mean:.4g} nats over "
         f"{parity.n_positions} positions, at most {limits.kl_mean:g} expected; 99th percentile {parity.kl_p99:.4g}, at "
@@ -116,7 +116,7 @@ def _check_steps(
     whole = list(session.score(given))  # all of it first: both may use the same cache
     stepped = steps(session, given)
     parts = [differences(a, b, _of_row(probe, row)[1]) for row, a, b in zip(rows, whole, stepped, strict=True)]
-    parity, worst = summarize(parts), rows[_worst(parts)]
+    parity, worst = summarize(parts), rows[worst_row(parts)]
     if parity.kl_mean > limits.steps:
         raise ParityError(
             f"the {package} package predicts otherwise {how}, through its cache, than in whole rows: mean KL "
@@ -142,10 +142,6 @@ def _of_row(probe: Probe, row: int) -> tuple[Logits, NDArray[np.int32]]:
     ids, at = probe.rows[row], probe.positions[row]
     start = sum(map(len, probe.positions[:row]))
     return np.asarray(probe.logits_PV[start : start + len(at)]), np.array([ids[i + 1] for i in at], np.int32)
-
-
-def _worst(parts: Sequence[Differences]) -> int:
-    return int(np.argmax([part.kl_P.mean() for part in parts]))
 
 
 def _evenly(rows: range, number: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.errors import ParityError
+from edgeft.errors import ModelError, ParityError
 from edgeft.formats.sides import HEAD, Floats, Side, Tensor, open_side
 
 FLOAT_TOLERANCE = 2e-3  # of settings; GGUF stores them as float32, a half-precision graph its rotary table even shorter
@@ -112,7 +112,11 @@ def check_facts(model: Path, package: Path) -> None:
 
 def where_they_part(model: Path, package: Path) -> str:
     """For an error message: the first and the worst tensor, or the first layer, in which a package differs."""
-    found = [f"{what}: {line}" for what, lines in diff(model, package).parts().items() for line in lines]
+    try:
+        parts = diff(model, package).parts()
+    except ModelError as error:
+        return f"where they part is not known: {error}"
+    found = [f"{what}: {line}" for what, lines in parts.items() for line in lines]
     return "\n  ".join(found) or "no tensor or layer differs by more than its type allows: the type is too narrow"
 
 

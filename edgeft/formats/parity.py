@@ -5,6 +5,7 @@ Letters: P positions, V vocabulary. KL is D(reference || model) in nats.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -77,20 +78,34 @@ def summarize(parts: Sequence[Differences]) -> Parity:
     )
 
 
-def descent(parent: Probe, child: Probe, parent_ids: Sequence[int]) -> Parity:
+def by_row(
+    reference_PV: Floats, logits_PV: Floats, next_ids_P: NDArray[np.integer], lengths: Sequence[int]
+) -> list[Differences]:
+    """The same for each row; `lengths` are their positions. Raises ParityError as `differences` does."""
+    starts = np.cumsum([0, *lengths])
+    spans = [slice(*span) for span in itertools.pairwise(starts)]
+    return [differences(reference_PV[span], logits_PV[span], next_ids_P[span]) for span in spans]
+
+
+def worst_row(parts: Sequence[Differences]) -> int:
+    """The one with the largest mean KL divergence."""
+    return int(np.argmax([part.kl_P.mean() for part in parts]))
+
+
+def descent(parent: Probe, child: Probe, parent_ids: Sequence[int]) -> dict[int, Differences]:
     """A model against one with other tokens, over the tokens of the child; `parent_ids[i]` is the parent's id of i.
 
-    Rows that the two tokenizers cut differently are left out. Raises ParityError if there is no other.
+    By row of the probe; rows that the two tokenizers cut differently are left out.
     """
-    kept, parts = np.array(parent_ids), []
+    kept, parts = np.array(parent_ids), dict[int, Differences]()
     next_ids, ours, theirs = child.next_ids(), _starts(child), _starts(parent)
     for row, (ids, at) in enumerate(zip(child.rows, child.positions, strict=True)):
         if row >= len(parent.rows) or kept[ids].tolist() != parent.rows[row] or at != parent.positions[row]:
             continue
         own, other = (slice(start[row], start[row] + len(at)) for start in (ours, theirs))
         reference = np.ascontiguousarray(parent.logits_PV[other][:, kept])
-        parts.append(differences(reference, child.logits_PV[own, : len(kept)], next_ids[own]))
-    return summarize(parts)
+        parts[row] = differences(reference, child.logits_PV[own, : len(kept)], next_ids[own])
+    return parts
 
 
 def _starts(probe: Probe) -> NDArray[np.int64]:

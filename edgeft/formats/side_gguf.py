@@ -64,7 +64,14 @@ def hf_name(name: str, architecture: str) -> str:
 
 def _reader(tensor: Any, name: str, architecture: str, facts: dict[str, Any]) -> Callable[[], Floats]:
     def read() -> Floats:
-        values: Floats = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        try:
+            values: Floats = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        except NotImplementedError:
+            kind = tensor.tensor_type.name
+            raise ModelError(
+                f"{tensor.name} is stored as {kind}, which the gguf package cannot turn into numbers",
+                "compare a package in another type",
+            ) from None
         found = re.search(r"\.([qk])_proj\.(weight|bias)$", name)
         if found and architecture in PAIRED:
             heads = int(facts["heads" if found[1] == "q" else "key-value heads"])

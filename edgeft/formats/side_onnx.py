@@ -19,7 +19,7 @@ from edgeft.errors import ModelError
 from edgeft.formats.hf import read_config
 from edgeft.formats.sides import EMBEDDING, HEAD, LAST_NORM, Floats, Side, Tensor, config_facts, tokenizer_facts
 
-MATRIX = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/MatMul")
+PART = re.compile(r"/model/layers\.(\d+)/(attn|mlp)/(\w+)/(?:MatMul|Add)")
 NORM = re.compile(r"model\.layers\.(\d+)\.(?:(\w+layernorm)|attn\.([qk]_norm)\.layernorm)\.weight")
 PARTS = ("q_proj", "k_proj", "v_proj")
 CODES, SCALES = "_q8", "_scale"  # how our own quantised graphs call the two parts of a table
@@ -36,25 +36,25 @@ def onnx_side(path: Path) -> Side:
     stored |= {n.output[0]: stored[n.input[0]] for n in graph.node if n.op_type == "Cast" and n.input[0] in stored}
     folder, config = path.parent, read_config(path.parent)
     facts = {**config_facts(config), **tokenizer_facts(folder), **_facts(graph, stored, config, folder)}
-    tensors = dict(_tensors(graph, stored, facts, folder))
+    above_one = str(config.get("model_type")).startswith("gemma")  # its norms are stored as what they add to 1
+    tensors = dict(_tensors(graph, stored, facts, folder, above_one))
     if EMBEDDING in tensors and (table := _embedding_rows(graph)):
         facts["vocabulary rows"] = table
     return Side(path, "onnx", facts, tensors, folder)
 
 
-def _tensors(graph: Any, stored: dict[str, Any], facts: dict[str, Any], folder: Path) -> Any:
+def _tensors(graph: Any, stored: dict[str, Any], facts: dict[str, Any], folder: Path, above_one: bool) -> Any:
     transposed = {n.output[0]: n.input[0] for n in graph.node if n.op_type == "Transpose"}
     for node in graph.node:
         if node.op_type in ("MatMul", "MatMulNBits") and len(node.input) > 1 and node.input[1] in stored:
             tensor = _matrix(node, stored, folder)
-            found = MATRIX.fullmatch(node.name)
-            if found and found[3] == "qkv_proj":
-                yield from _split(found[1], tensor, facts)
-            elif found:
-                block = "self_attn" if found[2] == "attn" else "mlp"
-                yield f"model.layers.{found[1]}.{block}.{found[3]}.weight", tensor
+            if found := PART.fullmatch(node.name):
+                yield from _of_part(found, "weight", tensor, facts)
             elif "logits" in node.output:
                 yield HEAD, tensor
+        elif node.op_type == "Add" and (found := PART.fullmatch(node.name)):
+            for bias in (stored[name] for name in node.input if name in stored):
+                yield from _of_part(found, "bias", Tensor(_kind(bias), _plain(bias, folder, False)), facts)
         elif "Gather" in node.op_type and node.input[1] == "input_ids":
             name = transposed.get(node.input[0], node.input[0])
             if name.endswith(CODES):
@@ -65,10 +65,19 @@ def _tensors(graph: Any, stored: dict[str, Any], facts: dict[str, Any], folder: 
                 yield EMBEDDING, _quantised_table(node, stored, folder)
     for name, tensor in stored.items():
         if (found := NORM.fullmatch(name)) and found[2] == "final_norm_layernorm":
-            yield LAST_NORM, Tensor(_kind(tensor), _plain(tensor, folder, False))
+            yield LAST_NORM, Tensor(_kind(tensor), _norm(tensor, folder, above_one))
         elif found:
             inner = f"self_attn.{found[3]}" if found[3] else found[2]
-            yield f"model.layers.{found[1]}.{inner}.weight", Tensor(_kind(tensor), _plain(tensor, folder, False))
+            yield f"model.layers.{found[1]}.{inner}.weight", Tensor(_kind(tensor), _norm(tensor, folder, above_one))
+
+
+def _of_part(found: re.Match[str], kind: str, tensor: Tensor, facts: dict[str, Any]) -> Any:
+    """The weight or bias of a product in a layer, in Hugging Face's names."""
+    layer, block, part = found.groups()
+    if part == "qkv_proj":
+        yield from _split(layer, kind, tensor, facts)
+    else:
+        yield f"model.layers.{layer}.{'self_attn' if block == 'attn' else 'mlp'}.{part}.{kind}", tensor
 
 
 def _matrix(node: Any, stored: dict[str, Any], folder: Path) -> Tensor:
@@ -114,7 +123,7 @@ def _unpacked(packed: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return np.stack(parts, -1).reshape(len(packed), -1)
 
 
-def _split(layer: str, tensor: Tensor, facts: dict[str, Any]) -> Any:
+def _split(layer: str, kind: str, tensor: Tensor, facts: dict[str, Any]) -> Any:
     """Queries, keys and values, which the graph multiplies at once."""
     heads, kv_heads = int(facts["heads"]), int(facts["key-value heads"])
 
@@ -128,7 +137,7 @@ def _split(layer: str, tensor: Tensor, facts: dict[str, Any]) -> Any:
         return read
 
     for number, name in enumerate(PARTS):
-        yield f"model.layers.{layer}.self_attn.{name}.weight", Tensor(tensor.kind, part(number))
+        yield f"model.layers.{layer}.self_attn.{name}.{kind}", Tensor(tensor.kind, part(number))
 
 
 def _values(tensor: Any, folder: Path) -> Callable[[], NDArray[Any]] | None:
@@ -141,6 +150,11 @@ def _plain(tensor: Any, folder: Path, transpose: bool) -> Read:
         return values.T if transpose else values
 
     return read
+
+
+def _norm(tensor: Any, folder: Path, above_one: bool) -> Read:
+    read = _plain(tensor, folder, False)
+    return (lambda: read() - 1) if above_one else read
 
 
 def _kind(tensor: Any) -> str:

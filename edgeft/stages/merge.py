@@ -55,7 +55,7 @@ def _merge(
     folded = merge_learned(model, learned, into, strength)
     save_model(model, out, base.path)
     del model
-    rung = check_fold(base.path, learned, into, out, rows)
+    rung = check_fold(base.path, learned, into, out, rows, cfg.max_kl)
     trained, merged = _as_trained(cfg, base, learned, rows, compute), looks[strength]
     before, after = _general(base.path, compute), _general(out, compute)
     report.note(

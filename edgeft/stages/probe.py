@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgeft.artifact import Artifact
+from edgeft.errors import ParityError
 from edgeft.formats.hf import load_model
-from edgeft.formats.parity import descent
+from edgeft.formats.parity import descent, summarize, worst_row
 from edgeft.formats.probe import Probe
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
@@ -62,7 +63,7 @@ def run(cfg: ProbeNode, inputs: dict[str, Artifact], out: Path, report: Reporter
         "greedy_rows": len(probe.greedy),
     }
     if "parent" in inputs:
-        metrics["from_parent"] = _from_parent(probe, chat, inputs, report)
+        metrics["from_parent"] = _from_parent(cfg, probe, chat, inputs, report)
     return metrics
 
 
@@ -81,11 +82,12 @@ def _reference(model: Any, rows: list[Encoded], pad_id: int, report: Reporter) -
 
 
 def _from_parent(
-    probe: Probe, chat: ChatTokenizer, inputs: dict[str, Artifact], report: Reporter
+    cfg: ProbeNode, probe: Probe, chat: ChatTokenizer, inputs: dict[str, Artifact], report: Reporter
 ) -> dict[str, Any] | None:
-    """How far the model is from the one it was distilled from; by design it is another, so nothing is asked of it.
+    """How far the model is from the one it was distilled from. It learned the task alone, so only that has a limit.
 
-    None if it has tokens that the other has not: there is nothing to compare them with.
+    None if it has tokens that the other has not: there is nothing to compare them with. Raises ParityError if it is
+    further away on validation rows than it may be, or if both tokenizers cut all of them differently.
     """
     parent = ChatTokenizer.from_folder(inputs["parent"].path)
     own, theirs = (side.tokenizer.get_vocab() for side in (chat, parent))
@@ -93,5 +95,14 @@ def _from_parent(
         return None
     parent_ids = [theirs[text] for text in sorted(own, key=own.__getitem__)]
     found = descent(Probe.load(inputs["parent_probe"].path), probe, parent_ids)
-    report.note(f"from its teacher: mean KL {found.kl_mean:.3f}, same likeliest token {found.top1:.1%}")
-    return asdict(found)
+    task = {row: part for row, part in found.items() if row < probe.task_rows}
+    general = [part for row, part in found.items() if row >= probe.task_rows]
+    parity, worst = summarize(list(task.values())), probe.where(list(task)[worst_row(list(task.values()))])
+    report.note(f"from its teacher: mean KL {parity.kl_mean:.3f}, same likeliest token {parity.top1:.1%}")
+    if cfg.max_kl is not None and not parity.kl_mean <= cfg.max_kl:
+        raise ParityError(
+            f"the student is not like its teacher: mean KL {parity.kl_mean:.4g} nats over {parity.n_positions} "
+            f"positions, at most {cfg.max_kl:g} expected; top-1 agreement {parity.top1:.1%}; worst row {worst}",
+            "heal it longer (distill.epochs), cut less, or raise export.max_kl.student if its accuracy is good enough",
+        )
+    return {**asdict(parity), "general": asdict(summarize(general)) if general else None, "worst_row": worst}

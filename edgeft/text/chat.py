@@ -243,19 +243,25 @@ def _compile(template: str) -> jinja2.Template:
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    environment.filters["tojson"] = tojson
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = strftime_now
     try:
         return environment.from_string(template)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"the chat template is not valid Jinja: {error}", "fetch the model again") from None
 
 
-def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which no model was trained on.
+def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """For templates: Jinja's own filter escapes <, > and & for HTML, which no model was trained on."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
-def _raise_exception(message: str) -> None:
+def strftime_now(form: str) -> str:
+    """For templates: the date or time of now."""
+    return datetime.now().strftime(form)
+
+
+def raise_exception(message: str) -> None:
+    """For templates: refuse a conversation."""
     raise jinja2.TemplateError(message)

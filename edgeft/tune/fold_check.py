@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 
 from edgeft.artifact import Artifact
 from edgeft.errors import ParityError
-from edgeft.formats.hf import load_model
-from edgeft.formats.parity import compare
+from edgeft.formats.diff import where_they_part
+from edgeft.formats.hf import load_model, save_model
+from edgeft.formats.parity import by_row, compare, summarize, worst_row
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded
 from edgeft.text.general import general_ids
@@ -27,15 +29,19 @@ BATCH_ROWS = 8
 FOLD_KL = 1e-5  # nats; in float32 folding only rounds, which is a thousandth of this
 
 
-def check_fold(base: Path, learned: Artifact, into: Into, merged: Path, rows: Sequence[Encoded]) -> dict[str, Any]:
+def check_fold(
+    base: Path, learned: Artifact, into: Into, merged: Path, rows: Sequence[Encoded], max_kl: float
+) -> dict[str, Any]:
     """Compare the merged model with the trained one, on validation rows and general text, in float32.
 
     Returns the agreement of the model in folder `merged`, by text: by design not whole where less than all of what
     was learned was put in, or other weights than those it was trained against. Raises ParityError if folding all of
-    it is more than rounding away from the adapter beside the same weights.
+    it is more than rounding away from the adapter beside the same weights, or if the merged model is more than
+    `max_kl` nats away from the trained one.
     """
     chat = ChatTokenizer.from_folder(base)
-    chosen = list(rows[:: max(1, len(rows) // ROWS)][:ROWS])
+    numbers = range(1, len(rows) + 1)[:: max(1, len(rows) // ROWS)][:ROWS]
+    chosen = [rows[number - 1] for number in numbers]
     limit = load_model(base).config.max_position_embeddings
     general = [_plain(ids) for ids in general_ids(chat, GENERAL_TOKENS, min(GENERAL_TOKENS, limit))]
     beside = _logits(attach_learned(load_model(base, torch.float32), learned, into), chosen, chat.pad_id)
@@ -52,10 +58,28 @@ def check_fold(base: Path, learned: Artifact, into: Into, merged: Path, rows: Se
     trained: Any = attach_learned(load_model(base, torch.float32), learned, DEQUANTIZED)
     result: Any = load_model(merged, torch.float32)
     found: dict[str, Any] = {"fold_kl_mean": fold.kl_mean}
-    for text, some in (("validation", chosen), ("general", general)):
+    for text, some, named in (("validation", chosen, numbers), ("general", general, range(1, len(general) + 1))):
         before, after = (_logits(model, some, chat.pad_id) for model in (trained, result))
-        found[text] = asdict(compare(before, after, _next_ids(some)))
+        parts = by_row(before, after, _next_ids(some), [len(trained_positions(row)) for row in some])
+        parity, worst = summarize(parts), worst_row(parts)
+        if not parity.kl_mean <= max_kl:
+            raise ParityError(
+                f"the merged model is not the one that was trained: mean KL {parity.kl_mean:.4g} nats over "
+                f"{parity.n_positions} positions, at most {max_kl:g} expected; top-1 agreement {parity.top1:.1%}; "
+                f"worst row {text}:{named[worst]}\n  {_where_they_part(base, learned, merged)}",
+                "set merge.into: auto and merge.strength: 1.0, or raise export.max_kl.merged if its accuracy is good",
+            )
+        found[text] = asdict(parity)
     return found
+
+
+def _where_they_part(base: Path, learned: Artifact, merged: Path) -> str:
+    """The first tensor and layer in which the merged model is not the base with all of what was learned."""
+    with tempfile.TemporaryDirectory(dir=merged.parent) as folder:
+        model = load_model(base, torch.float32)
+        merge_learned(model, learned, DEQUANTIZED)
+        save_model(model, Path(folder), base)
+        return where_they_part(Path(folder), merged)
 
 
 @torch.no_grad()

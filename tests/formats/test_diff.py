@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from edgeft.formats import gguf, gguf_quant, onnx, onnx_quant
 from edgeft.formats.diff import Diff, allowed_error, diff, model_order, relative_error
 from edgeft.formats.onnx_blocks import Scheme
 from edgeft.formats.sides import Tensor, open_side
+from tests.formats.tiny_family import write_tiny
 from tests.formats.tiny_model import LAYERS, tiny_onnx, write_tiny_llama
 
 
@@ -30,6 +33,14 @@ def altered(model: Path, out: Path, changes: dict[str, Any]) -> Path:
     weights = load_file(model / "model.safetensors")
     save_file({n: changes[n](w) if n in changes else w for n, w in weights.items()}, out / "model.safetensors")
     return out
+
+
+@cache
+def family_onnx(folder: Path, family: str) -> tuple[Path, Path]:
+    """A model of another architecture and its package, read only."""
+    model, package = write_tiny(family, folder / family), folder / f"{family}-onnx"
+    onnx.build_onnx(model, package)
+    return model, package
 
 
 def parts(found: Diff) -> str:
@@ -62,6 +73,25 @@ def test_onnx_packages_equal_their_model_in_every_precision(
         found = diff(model, out)
         assert found.equal and len(found.tensors) == 3 + 9 * LAYERS, parts(found)  # the head has a product of its own
         assert max(gap.error for gap in found.tensors) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("llama3", "model.layers.1.self_attn.k_proj.bias"),
+        ("llama3", "model.layers.2.self_attn.o_proj.bias"),
+        ("gemma2", "model.layers.1.post_feedforward_layernorm.weight"),  # stored as what it adds to 1
+    ],
+)
+def test_biases_and_norms_of_other_architectures_are_compared(
+    family: str, name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    model, package = family_onnx(tmp_path_factory.getbasetemp(), family)
+    assert diff(model, package).equal
+    other = Path(shutil.copytree(model, tmp_path / "other"))
+    weights = load_file(other / "model.safetensors")
+    save_file({**weights, name: weights[name] * np.float32(1.5)}, other / "model.safetensors")
+    assert [gap.name for gap in diff(other, package).tensors if gap.parts] == [name]
 
 
 def test_the_first_and_the_worst_tensor_and_the_first_layer_are_named(model: Path, tmp_path: Path) -> None:

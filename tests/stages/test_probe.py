@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgeft.artifact import Artifact, Manifest, open_artifact, scan_files, write_manifest
+from edgeft.errors import ParityError
 from edgeft.formats.probe import Probe
 from edgeft.plan import ProbeNode
 from edgeft.progress import Reporter
@@ -36,9 +37,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
     return {"model": finish(model, "model"), "dataset": finish(rows, "dataset")}
 
 
-def run(inputs: dict[str, Artifact], out: Path) -> tuple[dict[str, Any], Probe]:
+def run(inputs: dict[str, Artifact], out: Path, max_kl: float | None = None) -> tuple[dict[str, Any], Probe]:
     out.mkdir()
-    metrics = probe.run(ProbeNode(rows=8, max_tokens=256), inputs, out, Reporter("probe"))
+    metrics = probe.run(ProbeNode(rows=8, max_tokens=256, max_kl=max_kl), inputs, out, Reporter("probe"))
     return metrics, Probe.load(out)
 
 
@@ -76,8 +77,13 @@ def test_a_student_is_compared_with_its_teacher(
     assert metrics["from_parent"]["kl_max"] < 1e-6
     (tmp_path / "other").mkdir()
     replace(own, logits_PV=np.asarray(own.logits_PV)[::-1]).save(tmp_path / "other")
-    metrics, _ = run({**inputs, **teacher, "parent_probe": finish(tmp_path / "other", "probe")}, tmp_path / "far")
-    assert metrics["from_parent"]["kl_mean"] > 0.1
+    other = {**inputs, **teacher, "parent_probe": finish(tmp_path / "other", "probe")}
+    metrics, _ = run(other, tmp_path / "far")
+    found = metrics["from_parent"]
+    assert found["kl_mean"] > 0.1 and found["general"]["n_positions"] == own.next_ids().size - found["n_positions"]
+    with pytest.raises(ParityError, match=f"worst row {found['worst_row']}"):
+        run(other, tmp_path / "too-far", max_kl=0.99 * found["kl_mean"])
+    run(other, tmp_path / "near-enough", max_kl=1.01 * found["kl_mean"])
     fewer = finish(write_tokenizer(tmp_path / "tokenizer"), "model")
     metrics, _ = run({**inputs, **teacher, "parent": fewer}, tmp_path / "unlike")
     assert metrics["from_parent"] is None  # it has tokens that this teacher has not

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.export.sabotage import World
 from benchmarks.export.ways_merge import adapter_of
+from edgeft.errors import ParityError
 from edgeft.formats.hf import load_model, save_model
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import encode_row
@@ -30,8 +31,11 @@ def test_a_sound_merge_is_the_adapter_beside_the_weights(settings: dict[str, obj
     chat = ChatTokenizer.from_folder(world.model)
     turns = [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "Here it is."}]
     rows = [encode_row(chat, turns, 256, "row")]
-    found = check_fold(world.model, learned, "dequantized", tmp_path / "merged", rows)
+    found = check_fold(world.model, learned, "dequantized", tmp_path / "merged", rows, max_kl=1e-3)
     assert found["fold_kl_mean"] < FOLD_KL
     assert found["validation"]["kl_max"] < 1e-3 and found["general"]["kl_max"] < 1e-3
-    untouched = check_fold(world.model, learned, "dequantized", world.model, rows)
+    untouched = check_fold(world.model, learned, "dequantized", world.model, rows, max_kl=100)
     assert untouched["validation"]["kl_mean"] > 0.1
+    limit = 0.99 * untouched["validation"]["kl_mean"]
+    with pytest.raises(ParityError, match=r"worst row validation:1\n  \d+ tensors: \d+ differ, the first is model"):
+        check_fold(world.model, learned, "dequantized", world.model, rows, max_kl=limit)
