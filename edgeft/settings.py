@@ -84,6 +84,8 @@ class BenchSettings(Settings):
     """Longest answer in the accuracy measurement."""
     few_shot: Annotated[int, Field(ge=0)] = 12
     """Examples in the prompt of the untouched base model that stands beside yours."""
+    grammar: bool = False
+    """Also hold 50 answers of each GGUF package to a grammar of the training answers, beside the free ones."""
 
 
 class ReportSettings(Settings):

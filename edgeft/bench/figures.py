@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from edgeft.bench.chart import Point, learning_curve, scatter
 from edgeft.bench.claims import key_of
+from edgeft.bench.matrix import confusion_matrix
 from edgeft.bench.strips import Range, Ridge, ranges, ridges
 from edgeft.bench.table import DASH, NAMES, cell
 
@@ -125,6 +126,13 @@ def slices(table: Sequence[Mapping[str, Any]], overall: Sequence[float] | None) 
         lines.append(Range(name, f"{value:.0f}% of {entry['n']}", 0, value, low, high))
     guide = 100 * overall[0] if overall else None
     return Markup(ranges(lines, "label and fields right, %", guide=guide))
+
+
+def confusion(matrix: Mapping[str, Mapping[str, int]]) -> Markup | None:
+    """Which labels are taken for which; None if every row's is right, or nothing was counted."""
+    if not any(said != gold for gold, row in matrix.items() for said in row):
+        return None
+    return Markup(confusion_matrix(matrix))
 
 
 def curve(stage: str, history: Mapping[str, Any]) -> dict[str, Any]:

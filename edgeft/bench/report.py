@@ -187,12 +187,21 @@ def _under(details: Mapping[str, Any], overall: Sequence[float]) -> dict[str, An
         "slices": [{**entry, "share": percent(entry["share"])} for entry in details["slices"]],
         "picture": figures.slices(details["slices"], overall),
         "labels": [{**entry, "recall": percent(entry["recall"])} for entry in details.get("labels", [])],
+        "held": _held(details.get("held_to_grammar") or {}),
+        "matrix": figures.confusion(details.get("confusion", {})),
         "mixed": sorted(mixed, key=lambda entry: (-entry[2], entry[0], entry[1]))[:NUM_WEAK_LABELS],
         "ece": sure and percent(sure["ece"]),
         "bins": sure["bins"] if sure else [],
         "num_sure": sure["n"] if sure else 0,
         "passed": passed and {key: percent(passed[key]) for key in ("precision", "recall") if key in passed},
     }
+
+
+def _held(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Answers held to a grammar beside the same rows' free ones; empty if none were."""
+    sides = {name.replace("_", " "): value for name, value in found.items() if isinstance(value, Mapping)}
+    figures = [(name, percent(side["free"]), percent(side["held"]), f"{side['p']:.2g}") for name, side in sides.items()]
+    return {"n": found["n"], "figures": figures} if figures else {}
 
 
 def percent(share: Sequence[float]) -> str:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import LOG_DIR, Artifact
+from edgeft.bench.grammar import grammar_of
 from edgeft.bench.records import write_details, write_lines, write_result
-from edgeft.bench.run import Shots, bench_package
+from edgeft.bench.run import Extras, Shots, bench_package
+from edgeft.bench.task import Task
 from edgeft.plan import BenchNode
 from edgeft.progress import Reporter
 from edgeft.text.encode import read_rows
@@ -17,8 +19,10 @@ from edgeft.text.encode import read_rows
 def run(cfg: BenchNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Writes result.json (a table row), rows.jsonl, details.json, log/samples.jsonl and log/host.json."""
     dataset = inputs["dataset"]
+    train, task = read_rows(dataset.file("train.jsonl")), cfg.task
+    held = grammar_of(train, Task(task.label, task.fields, task.escalation)) if cfg.bench.grammar else None
     shots = Shots(
-        read_rows(dataset.file("train.jsonl")),
+        train,
         shown=cfg.few_shot,
         replaced=0 if cfg.few_shot else cfg.bench.few_shot,
     )
@@ -26,9 +30,10 @@ def run(cfg: BenchNode, inputs: dict[str, Artifact], out: Path, report: Reporter
         inputs["package"].path,
         read_rows(dataset.file("test.jsonl")),
         cfg.bench,
-        cfg.task,
+        task,
         shots,
         report,
+        extras=Extras(grammar=held),
     )
     write_result(out, measured["row"], measured["rows"])
     write_details(out, measured["details"])

@@ -77,14 +77,16 @@ def _rungs(inputs: Mapping[str, Artifact]) -> list[Rung]:
     found = []
     trained = inputs["merge"].metrics.get("from_trained")
     if trained:
-        parity = {**trained["validation"], "general": trained["general"]}
+        limit = {"threshold": inputs["merge"].config.get("max_kl")}
+        parity = {**trained["validation"], "general": trained["general"], **limit}
         found.append(Rung("teacher, merged", "the base with its adapter, as trained", parity))
     packages = [(name.removeprefix(PACKAGE), a.metrics) for name, a in inputs.items() if name.startswith(PACKAGE)]
     rungs = [(name.partition("-")[0], Rung(name.replace("-", " "), "its torch model", m)) for name, m in packages]
     found += [rung for model, rung in rungs if model == "teacher"]
     descent = inputs["probe-student"].metrics.get("from_parent") if "probe-student" in inputs else None
     if descent:
-        found.append(Rung("student, healed", "the teacher", descent))
+        limit = {"threshold": inputs["probe-student"].config.get("max_kl")}
+        found.append(Rung("student, healed", "the teacher", {**descent, **limit}))
     return found + [rung for model, rung in rungs if model != "teacher"]
 
 

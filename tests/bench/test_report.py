@@ -57,13 +57,20 @@ def test_the_page_is_well_formed_and_holds_every_part() -> None:
 
 def test_latency_ladder_slices_and_conditions_are_shown_where_they_were_measured() -> None:
     page = Page(render(full_record()))
-    assert sum(tag == "figure" for tag, _ in page.tags) == 9
+    assert sum(tag == "figure" for tag, _ in page.tags) == 10
     for text in ("All 320 timed decoding steps", "source = phone", "75% of 40", "15 of 16", "others_share", "1e-06"):
         assert page.says(text), text
     linked = {attributes["href"] for tag, attributes in page.tags if tag == "a"}
     assert linked == {
         f"#{attributes['id']}" for tag, attributes in page.tags if tag == "section" and "id" in attributes
     }
+
+
+def test_confusions_and_held_answers_are_shown() -> None:
+    page = render(full_record())
+    assert "<title>cancel: return, 1</title>" in page
+    assert "<td>json valid</td><td>94.0% (83.8-97.9)</td><td>100.0% (92.9-100.0)</td><td>0.25</td>" in page
+    assert "held to a grammar" not in render(record())
 
 
 def test_the_page_needs_no_network() -> None:

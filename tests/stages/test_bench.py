@@ -36,7 +36,8 @@ def test_a_package_is_measured_in_its_own_process_and_leaves_its_files(package: 
     out = tmp_path / "out"
     out.mkdir()
     inputs = {"package": package, "dataset": dataset(tmp_path / "data")}
-    metrics = bench.run(BenchNode(bench=QUICK, task=TaskSettings(), few_shot=2), inputs, out, Reporter("bench", out))
+    quick = QUICK.model_copy(update={"grammar": True})
+    metrics = bench.run(BenchNode(bench=quick, task=TaskSettings(), few_shot=2), inputs, out, Reporter("bench", out))
     row = json.loads((out / "result.json").read_text())
     assert row["name"] is None  # the report names it after its node
     assert (row["format"], row["quant"], row["bytes"]) == ("gguf", "q4_1", 92)
@@ -45,7 +46,9 @@ def test_a_package_is_measured_in_its_own_process_and_leaves_its_files(package: 
     assert row["conditions"]["few_shot"] == 2  # the node's, not the recipe's
     absent = {"escalation_precision", "escalation_recall", "replaced_tokens", "saved_s"}
     assert set(row["absent"]) - {"joules_per_token"} == absent  # which this machine may or may not tell
-    assert set(json.loads((out / "details.json").read_text())) >= {"labels", "confusion", "slices", "calibration"}
+    details = json.loads((out / "details.json").read_text())
+    assert set(details) >= {"labels", "confusion", "slices", "calibration"}
+    assert details["held_to_grammar"]["n"] == 6 and set(details["held_to_grammar"]["json_valid"]) >= {"free", "held"}
     assert metrics["n"] == row["n"] == 6
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     expected = {
@@ -80,7 +83,9 @@ def test_examples_are_shown_to_the_untouched_base_alone_and_counted_for_the_othe
 ) -> None:
     seen: list[Any] = []
 
-    def fake(package: Path, rows: Any, settings: Any, task: Any, shots: Shots, report: Any) -> dict[str, Any]:
+    def fake(
+        package: Path, rows: Any, settings: Any, task: Any, shots: Shots, report: Any, extras: Any
+    ) -> dict[str, Any]:
         seen.extend([len(rows), len(shots.rows), shots.shown, shots.replaced])
         row = dict.fromkeys(("n", "joint_exact_match", "decode_tps", "bytes"))
         return {"row": row, "rows": [], "details": {}, "samples": [], "host": {}}
