@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from edgeft.progress import Reporter
 from edgeft.settings import BenchSettings
 from edgeft.stages import export, importance
 
+ROUNDS = 3
 # Mean KL on wikitext-2 of Llama-3-8B: llama.cpp's tools/perplexity/README.md
 PUBLISHED = {"q8_0": 0.0014, "q6_k": 0.0055, "q5_k_m": 0.0108, "q4_k_m": 0.0313, "q4_0": 0.0719, "q2_k": 0.4451}
 HEAD = (
@@ -23,12 +25,12 @@ HEAD = (
 )
 
 
-def base_packages(run: LastRun, work: Path) -> dict[str, tuple[Artifact, float | None]]:
-    """The untouched base in the forms of the teacher's packages, made and timed now. Raises Missing."""
+def base_packages(run: LastRun, work: Path) -> dict[str, Artifact]:
+    """The untouched base in the forms of the teacher's packages, made now where the run has none. Raises Missing."""
     inputs = {"model": run.base, "probe": run.made("probe", run.base)}
-    found: dict[str, tuple[Artifact, float | None]] = {}
+    found: dict[str, Artifact] = {}
     weighed: Artifact | None = None  # made once, if a package asks for it
-    for name, (teachers, _) in run.packages().items():
+    for name, teachers in run.packages().items():
         if not name.startswith("teacher-"):
             continue
         fmt, quant = teachers.config["format"], teachers.config["quant"]
@@ -37,7 +39,7 @@ def base_packages(run: LastRun, work: Path) -> dict[str, tuple[Artifact, float |
             full = f"base-{fmt}-{FULL[fmt]}"
             if full not in found:
                 found[full] = _made(run, work, fmt, FULL[fmt], inputs)
-            given["full"] = found[full][0]
+            given["full"] = found[full]
             if "importance" in teachers.manifest.inputs:
                 weighed = weighed or _importance(run, work)
                 given["importance"] = weighed
@@ -46,7 +48,7 @@ def base_packages(run: LastRun, work: Path) -> dict[str, tuple[Artifact, float |
     return found
 
 
-def _made(run: LastRun, work: Path, fmt: str, quant: str, inputs: dict[str, Artifact]) -> tuple[Artifact, float | None]:
+def _made(run: LastRun, work: Path, fmt: str, quant: str, inputs: dict[str, Artifact]) -> Artifact:
     """One package of the base: the run's own if it has one."""
     ready = [
         a
@@ -55,16 +57,23 @@ def _made(run: LastRun, work: Path, fmt: str, quant: str, inputs: dict[str, Arti
         and a.manifest.inputs.get("model") == run.base.digest
         and (a.config["format"], a.config["quant"]) == (fmt, quant)
     ]
-    package = ready[-1] if ready else None
-    if package is None:
-        out = work / f"base-{fmt}-{quant}"
-        out.mkdir()
-        limit = 10 * ExportSettings().max_kl[quant]  # type: ignore[index]  # it is measured here, not judged
-        cfg = ExportNode(format=fmt, quant=quant, max_kl=limit)
-        metrics = export.run(cfg, inputs, out, Reporter("export", out))
-        package = _finished(out, "package", cfg.model_dump(mode="json"), metrics)
-    settings = BenchSettings(repeats=3)
-    return package, time_package(package.path, settings)["decode_tps"]
+    if ready:
+        return ready[-1]
+    out = work / f"base-{fmt}-{quant}"
+    out.mkdir()
+    limit = 10 * ExportSettings().max_kl[quant]  # type: ignore[index]  # it is measured here, not judged
+    cfg = ExportNode(format=fmt, quant=quant, max_kl=limit)
+    metrics = export.run(cfg, inputs, out, Reporter("export", out))
+    return _finished(out, "package", cfg.model_dump(mode="json"), metrics)
+
+
+def decode_rates(packages: Mapping[str, Artifact]) -> dict[str, float]:
+    """Tokens per second of each: medians of ROUNDS fresh processes, the models of a type one after another."""
+    settings, rates = BenchSettings(repeats=3), dict[str, list[float]]()
+    for _ in range(ROUNDS):
+        for name in sorted(packages, key=lambda name: (name.partition("-")[2], name)):
+            rates.setdefault(name, []).append(time_package(packages[name].path, settings)["decode_tps"])
+    return {name: statistics.median(found) for name, found in rates.items()}
 
 
 def _importance(run: LastRun, work: Path) -> Artifact:
@@ -80,10 +89,9 @@ def _finished(out: Path, kind: str, config: dict[str, Any], metrics: dict[str, A
     return open_artifact(out)
 
 
-def table(run: LastRun, base: dict[str, tuple[Artifact, float | None]]) -> str:
+def table(run: LastRun, packages: Mapping[str, Artifact], rates: Mapping[str, float]) -> str:
     """In Markdown."""
-    rungs = {**run.packages(), **base}
-    return "\n".join([HEAD, *_models(run), *(_rung(name, *rungs[name]) for name in sorted(rungs))])
+    return "\n".join([HEAD, *_models(run), *(_rung(n, packages[n], rates[n]) for n in sorted(packages))])
 
 
 def _models(run: LastRun) -> Iterator[str]:
@@ -102,12 +110,12 @@ def _models(run: LastRun) -> Iterator[str]:
             yield f"| {name} | {task['kl_mean']:.2g} | {task['kl_p99']:.2g} | {task['top1']:.2%} | {spoken} | | | | |"
 
 
-def _rung(name: str, package: Artifact, tps: float | None) -> str:
+def _rung(name: str, package: Artifact, tps: float) -> str:
     m = package.metrics
     published = PUBLISHED.get(m["quant"], "") if m["format"] == "gguf" else ""
     general = m["general"]["kl_mean"] if m.get("general") else None
     return (
         f"| {name} | {m['kl_mean']:.2g} | {m['kl_p99']:.2g} | {m['top1']:.2%} | "
         f"{'' if general is None else f'{general:.2g}'} | {m['bytes'] / 1e6:.0f} | {m['bits_per_weight']:.2f} | "
-        f"{'' if tps is None else f'{tps:.0f}'} | {published} |"
+        f"{tps:.0f} | {published} |"
     )

@@ -45,8 +45,8 @@ class LastRun:
             raise Missing(f"the run has no {stage} of {model.manifest.made_by.get('node', model.path.name)}")
         return found[-1]
 
-    def packages(self) -> dict[str, tuple[Artifact, float | None]]:
-        """The measured packages of teacher and student with their decode rates, by the name of their node."""
+    def packages(self) -> dict[str, Artifact]:
+        """The measured packages of teacher and student, by the name of their node."""
         found = {}
         for name, digest in self.inputs.items():
             bench = self._by_digest.get(digest)
@@ -54,11 +54,11 @@ class LastRun:
                 continue
             package = self._by_digest.get(bench.manifest.inputs["package"])
             if package is not None and package.manifest.inputs["model"] != self.base.digest:
-                found[name.removeprefix("bench-")] = package, bench.metrics.get("decode_tps")
+                found[name.removeprefix("bench-")] = package
         return found
 
     def package(self, name: str) -> Artifact:
         """Raises Missing if the run has not made it."""
         if name not in (found := self.packages()):
             raise Missing(f"the run has no package {name}")
-        return found[name][0]
+        return found[name]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.export.ladder import base_packages, table
+from benchmarks.export.ladder import base_packages, decode_rates, table
 from benchmarks.export.last_run import LastRun, Missing
 from benchmarks.export.oracle import llama_divergence, llama_perplexity, own_divergence, own_perplexity
 from benchmarks.export.sabotage import count
@@ -78,7 +78,8 @@ def main() -> None:
             base = {} if "base" in args.skip else base_packages(run, Path(work))
         except (Missing, EdgeftError, OSError) as error:
             base, found["base_reason"] = {}, str(error)
-        text = table(run, base)
+        packages = {**run.packages(), **base}
+        text = table(run, packages, decode_rates(packages))
     print(text)
     (HERE / "table.md").write_text(text + "\n", "utf-8")
     print(json.dumps(found))
