@@ -48,15 +48,16 @@ def with_minijinja(folder: Path) -> Encoder | None:
     environment.add_global("raise_exception", raise_exception)
     environment.add_global("strftime_now", strftime_now)
     environment.add_filter("tojson", tojson)
-    try:
-        environment.add_template("chat", chat.template)
-    except minijinja.TemplateError:
-        return None
     names = {"add_generation_prompt": True, "bos_token": chat.bos_token, "eos_token": chat.eos_token}
 
     def encode(messages: Messages) -> list[int]:
         return chat.encode_text(environment.render_template("chat", messages=list(messages), **names))
 
+    try:
+        environment.add_template("chat", chat.template)
+        encode([{"role": "user", "content": "Hello"}])  # a filter that it lacks shows only now
+    except minijinja.TemplateError:
+        return None
     return encode
 
 

@@ -182,9 +182,9 @@ def test_minijinja_renders_the_same(template: str, tmp_path: Path) -> None:
     assert engine and check_contract(session, session.chat, {"minijinja": engine})["minijinja"] > 40
 
 
-def test_a_template_that_minijinja_cannot_read_is_not_held_against_a_model(tmp_path: Path) -> None:
-    marked = "{% generation %}{% endgeneration %}" + CHATML
-    assert echo(tmp_path, marked).chat and with_minijinja(tmp_path) is None
+@pytest.mark.parametrize("unknown", ["{% generation %}{% endgeneration %}", "{{ 'a' | wordwrap(79) }}"])
+def test_a_template_that_minijinja_cannot_read_is_not_held_against_a_model(unknown: str, tmp_path: Path) -> None:
+    assert echo(tmp_path, unknown + CHATML).chat and with_minijinja(tmp_path) is None
 
 
 def test_golden_answers_can_be_said_again(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
