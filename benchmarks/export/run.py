@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks.export.ladder import base_packages, decode_rates, table
 from benchmarks.export.last_run import LastRun, Missing
-from benchmarks.export.oracle import llama_divergence, llama_perplexity, own_divergence, own_perplexity
+from benchmarks.export.oracle import llama_divergences, llama_perplexity, own_divergence, own_perplexity
 from benchmarks.export.sabotage import count
 from edgeft.bench.host import physical_cores
 from edgeft.bench.session import Session, open_session
@@ -158,11 +158,19 @@ def perplexity(run: LastRun, work: Path) -> dict[str, Any]:
 
 
 def divergence(run: LastRun, work: Path) -> dict[str, Any]:
-    """How far the teacher's QUANT package is from its f16 one, by us over by llama-perplexity, on the same tokens."""
+    """How far the teacher's QUANT package is from its f16 one, by us over by llama-perplexity, on the same tokens.
+
+    Its figure is the median over its settings.
+    """
     tool = _judge()
     full, cut = (run.package(f"teacher-gguf-{quant}").file("model.gguf") for quant in ("f16", QUANT))
     ours = own_divergence(full, cut, ChatTokenizer.from_folder(run.teacher.path))
-    return {"kl_ratio_vs_llama_perplexity": ours / llama_divergence(tool, full, cut, work), f"kl_{QUANT}": ours}
+    theirs = llama_divergences(tool, full, cut, work)
+    return {
+        "kl_ratio_vs_llama_perplexity": ours / statistics.median(theirs.values()),
+        f"kl_{QUANT}": ours,
+        f"kl_{QUANT}_llama_perplexity": theirs,
+    }
 
 
 def _judge() -> Path:
