@@ -85,7 +85,8 @@ def full_record() -> RunRecord:
     ]
     details = {"slices": slices, "worst_slice": {**slices[0], "looked_at": 3, "clearly_worse": True}, "labels": [],
                "calibration": calibration([0.9] * 10, [True] * 9 + [False]),
-               "confusion": {"cancel": {"cancel": 9, "return": 1}, "return": {"return": 10}},
+               "confusion": {"cancel": {"cancel": 9, "return": 1}, "return": {"return": 10},
+                             **{f"label {n}": {f"label {n}": n} for n in range(1, 11)}},
                "held_to_grammar": {"n": 50, "held_s_per_row": 0.2, "json_valid": {
                    "free": wilson(47, 50), "held": wilson(50, 50), "p": 0.25}}}  # fmt: skip
     conditions = {"threads": 2, "few_shot": 0, "others_share": 0.01, "load_average": [[0.1, 0.2, 0.3]] * 2, "marks": []}
