@@ -96,6 +96,7 @@ def render(run: RunRecord) -> str:
         weak_package=key_of(picked) if picked else "",
         under=_under(run.details.get(key_of(picked), {}), picked["joint_exact_match"]) if picked else {},
         worst=_worst_slices(rows, run.details),
+        held=_held(rows, run.details),
         doubtful=[(key_of(row), "; ".join(marks_of(row))) for row in rows if marks_of(row)],
         saved=_saved(picked, run.token_price) if picked else "",
         merge=flat(run.merge),
@@ -187,7 +188,6 @@ def _under(details: Mapping[str, Any], overall: Sequence[float]) -> dict[str, An
         "slices": [{**entry, "share": percent(entry["share"])} for entry in details["slices"]],
         "picture": figures.slices(details["slices"], overall),
         "labels": [{**entry, "recall": percent(entry["recall"])} for entry in details.get("labels", [])],
-        "held": _held(details.get("held_to_grammar") or {}),
         "matrix": figures.confusion(details.get("confusion", {})),
         "mixed": sorted(mixed, key=lambda entry: (-entry[2], entry[0], entry[1]))[:NUM_WEAK_LABELS],
         "ece": sure and percent(sure["ece"]),
@@ -197,11 +197,15 @@ def _under(details: Mapping[str, Any], overall: Sequence[float]) -> dict[str, An
     }
 
 
-def _held(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Answers held to a grammar beside the same rows' free ones; empty if none were."""
-    sides = {name.replace("_", " "): value for name, value in found.items() if isinstance(value, Mapping)}
-    figures = [(name, percent(side["free"]), percent(side["held"]), f"{side['p']:.2g}") for name, side in sides.items()]
-    return {"n": found["n"], "figures": figures} if figures else {}
+def _held(rows: Sequence[Row], details: Mapping[str, dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Of each package whose answers were held to a grammar: what, rows, free, held, p."""
+    return [
+        (key, name.replace("_", " "), str(found["n"]), percent(side["free"]), percent(side["held"]), f"{side['p']:.2g}")
+        for key in map(key_of, rows)
+        for found in [details.get(key, {}).get("held_to_grammar") or {}]
+        for name, side in found.items()
+        if isinstance(side, Mapping)
+    ]
 
 
 def percent(share: Sequence[float]) -> str:

@@ -69,7 +69,8 @@ def test_latency_ladder_slices_and_conditions_are_shown_where_they_were_measured
 def test_confusions_and_held_answers_are_shown() -> None:
     page = render(full_record())
     assert "<title>cancel: return, 1</title>" in page
-    assert "<td>json valid</td><td>94.0% (83.8-97.9)</td><td>100.0% (92.9-100.0)</td><td>0.25</td>" in page
+    assert "<td>teacher gguf q4_k_m</td><td>json valid</td><td>50</td><td>94.0% (83.8-97.9)</td>" in page
+    assert "<td>100.0% (92.9-100.0)</td><td>0.25</td>" in page
     assert "held to a grammar" not in render(record())
 
 
