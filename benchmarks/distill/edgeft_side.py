@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from benchmarks.comparison import Clock
 from benchmarks.distill.common import SETTINGS, Job, freeze_embeddings, score
@@ -22,6 +23,7 @@ from edgeft.progress import Reporter
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
+from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.losses import Distance, answer_logits, answer_loss
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.targets import RowTargets, gather, load_shard
@@ -46,6 +48,8 @@ def main() -> None:
         loss = answer_loss(answer_logits(student, batch), batch.labels_N, teacher, SETTINGS.teacher_weight, Distance())
         return loss, len(batch.labels_N), batch.num_tokens
 
+    if compute.int8:
+        use_int8(student, nn.Linear, lambda: loss_of(range(EXAMPLE_ROWS)))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         clock.start()

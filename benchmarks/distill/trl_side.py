@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-from benchmarks.comparison import Clock
+from benchmarks.comparison import Clock, other_tools_dtype
 from benchmarks.distill.common import SETTINGS, Job, freeze_embeddings, score
 
 IGNORED = -100
@@ -48,8 +48,9 @@ def main() -> None:
     chat, rows = job.tokens("train")
     data = Dataset.from_list([{"input_ids": list(r.ids), "trained": list(map(int, r.trained))} for r in rows])
     # Float32 weights under autocast for what learns, as edgeft has them too: AdamW stalls on bfloat16 ones.
+    dtype = other_tools_dtype()
     student = AutoModelForCausalLM.from_pretrained(job.student, dtype=torch.float32)
-    teacher = AutoModelForCausalLM.from_pretrained(job.teacher, dtype=torch.bfloat16)
+    teacher = AutoModelForCausalLM.from_pretrained(job.teacher, dtype=dtype)
     freeze_embeddings(student)
     with tempfile.TemporaryDirectory() as folder:
         config = GKDConfig(
@@ -65,7 +66,7 @@ def main() -> None:
             adam_beta2=0.99,
             max_grad_norm=SETTINGS.clip_norm,
             gradient_checkpointing=False,  # off: it would make TRL slower
-            bf16=True,
+            bf16=dtype is torch.bfloat16,
             use_cpu=True,
             save_strategy="no",
             report_to="none",

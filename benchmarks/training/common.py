@@ -17,7 +17,7 @@ from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.qlora import FourBits, adapter_targets, dequantized_base, fold_adapter
 from edgeft.tune.validation import validate
 
-SETTINGS = TrainSettings(epochs=1, lr=1e-3, batch_rows=8, evaluations=1, checkpoint_minutes=1e9, precision="bf16")
+SETTINGS = TrainSettings(epochs=1, lr=1e-3, batch_rows=8, evaluations=1, checkpoint_minutes=1e9)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Job:
 def score(job: Job, adapter: dict[str, torch.Tensor]) -> dict[str, float]:
     """Validation loss and exact match of an adapter in PEFT's names, merged into the 4-bit base it was trained on."""
     chat, rows = job.tokens("validation")
-    compute = choose_compute("bf16")
+    compute = choose_compute("auto")
     model: Any = load_model(Path(job.base), torch.float32)
     dequantized_base(model, FourBits())
     fold_adapter(model, adapter, SETTINGS.scale, adapter_targets(model, SETTINGS.target_modules, None))

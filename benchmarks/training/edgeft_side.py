@@ -17,10 +17,11 @@ from edgeft.progress import Reporter
 from edgeft.tune.arithmetic import Arithmetic
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
+from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.losses import answer_logits, answer_loss
 from edgeft.tune.methods import make_learner
 from edgeft.tune.precision import choose_compute
-from edgeft.tune.qlora import adapter_tensors
+from edgeft.tune.qlora import FoldedLora, adapter_tensors
 from edgeft.tune.validation import Validation
 
 
@@ -34,6 +35,9 @@ def main() -> None:
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], chat.pad_id, prefix)
         return answer_loss(answer_logits(learner.model, batch), batch.labels_N), len(batch.labels_N), batch.num_tokens
+
+    if compute.int8:
+        use_int8(learner.model, FoldedLora, lambda: loss_of(range(EXAMPLE_ROWS)))
 
     def not_now() -> Validation:
         return Validation(0.0, 0.0)

@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from benchmarks.comparison import MODEL, datasets
+from benchmarks.comparison import MODEL, datasets, other_tools_dtype
 from benchmarks.training.common import SETTINGS, Job
 from edgeft.formats.hf import load_model
 from edgeft.progress import Reporter
@@ -28,9 +28,11 @@ from edgeft.stages import base
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, epoch_batches, shared_tokens
 from edgeft.tune.fit import Masters, training_step
+from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.losses import answer_logits, answer_loss
 from edgeft.tune.methods import make_learner
 from edgeft.tune.precision import choose_compute
+from edgeft.tune.qlora import FoldedLora
 
 KINDS = {  # the first name found in an operation's own decides
     "products inside attention": ("bmm", "attention"),
@@ -68,7 +70,7 @@ def main() -> None:
 
 
 def ours(job: Job, rows: list[Encoded], batches: list[list[int]]) -> Counter[str]:
-    prefix, compute = shared_tokens(rows), choose_compute("bf16")
+    prefix, compute = shared_tokens(rows), choose_compute("auto")
     learner = make_learner(load_model(Path(job.base), torch.float32), SETTINGS, compute, max(len(r.ids) for r in rows))
     masters, accelerator = Masters(learner.trained, SETTINGS), Accelerator(cpu=True)
 
@@ -76,17 +78,20 @@ def ours(job: Job, rows: list[Encoded], batches: list[list[int]]) -> Counter[str
         batch = collate([rows[i] for i in numbers], 0, prefix)
         return answer_loss(answer_logits(learner.model, batch), batch.labels_N), len(batch.labels_N), batch.num_tokens
 
+    if compute.int8:
+        use_int8(learner.model, FoldedLora, lambda: loss_of(range(EXAMPLE_ROWS)))
     return profiled(lambda batch: training_step(accelerator, masters, batch, loss_of, None, 0.1), batches)
 
 
 def theirs(job: Job, rows: list[Encoded], batches: list[list[int]]) -> Counter[str]:
+    dtype = other_tools_dtype()
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    model: Any = AutoModelForCausalLM.from_pretrained(job.base, quantization_config=four_bits, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(job.base, quantization_config=four_bits, dtype=dtype)
     targets = list(SETTINGS.target_modules)
     model = get_peft_model(model, LoraConfig(r=SETTINGS.rank, lora_alpha=SETTINGS.alpha, target_modules=targets))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
@@ -99,7 +104,7 @@ def theirs(job: Job, rows: list[Encoded], batches: list[list[int]]) -> Counter[s
             length = len(row.ids)
             ids[at, :length], attention[at, :length] = torch.tensor(row.ids), 1
             labels[at, :length] = torch.where(torch.tensor(row.trained), ids[at, :length], -100)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
             loss = model(input_ids=ids, attention_mask=attention, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)

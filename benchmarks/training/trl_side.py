@@ -14,7 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.comparison import Clock
+from benchmarks.comparison import Clock, other_tools_dtype
 from benchmarks.training.common import SETTINGS, Job, score
 
 
@@ -30,14 +30,15 @@ def main() -> None:
     job = Job.load(sys.argv[1])
     torch.set_num_threads(job.threads)
     _, rows = job.tokens("train")
+    dtype = other_tools_dtype()
     data = Dataset.from_list([{"input_ids": list(r.ids), "completion_mask": list(map(int, r.trained))} for r in rows])
     four_bits = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
-    model = AutoModelForCausalLM.from_pretrained(job.base, quantization_config=four_bits, dtype=torch.bfloat16)
+    model = AutoModelForCausalLM.from_pretrained(job.base, quantization_config=four_bits, dtype=dtype)
     lora = LoraConfig(
         r=SETTINGS.rank,
         lora_alpha=SETTINGS.alpha,
@@ -59,7 +60,7 @@ def main() -> None:
             max_length=SETTINGS.max_tokens,
             completion_only_loss=True,
             gradient_checkpointing=False,  # off: it would make TRL slower
-            bf16=True,
+            bf16=dtype is torch.bfloat16,
             use_cpu=True,
             save_strategy="no",
             report_to="none",

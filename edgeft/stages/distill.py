@@ -20,6 +20,7 @@ from edgeft.text.encode import ANSWERS, load_encoded
 from edgeft.tune.batches import epoch_batches, shared_tokens
 from edgeft.tune.distil_loss import DistilLoss, Material
 from edgeft.tune.features import FeatureMatching
+from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.learn import Lesson, learn
 from edgeft.tune.losses import Distance
 from edgeft.tune.on_policy import LiveTeacher, OnPolicy, Vocabulary, cost
@@ -46,6 +47,9 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     for kept in (model.get_input_embeddings(), model.get_output_embeddings()):
         kept.requires_grad_(False)
     trained, loss_of = model, _loss(cfg, inputs, model, chat, material, vocabulary, compute)
+    report.note(compute.described)
+    if compute.int8:
+        use_int8(model, nn.Linear, lambda: loss_of.on(range(min(len(lengths), EXAMPLE_ROWS)), False))
     if loss_of.inside:
         report.note("the teacher is in memory too, and runs in every step, since its inside is matched")
         trained = nn.ModuleDict({STUDENT: model, "inside": loss_of.inside})

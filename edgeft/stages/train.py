@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from edgeft.artifact import Artifact
 from edgeft.formats.hf import load_model
@@ -15,10 +16,12 @@ from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import REPLAY, load_encoded
 from edgeft.tune.batches import collate, shared_tokens
+from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.learn import Lesson, learn
 from edgeft.tune.losses import answer_logits, answer_loss
 from edgeft.tune.methods import Learner, make_learner, save_learned
 from edgeft.tune.precision import choose_compute
+from edgeft.tune.qlora import FoldedLora
 from edgeft.tune.validation import Validation, validate
 
 
@@ -33,7 +36,7 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
         rows += load_encoded(dataset.file(REPLAY), chat, cfg.max_tokens)
     lengths = [len(row.ids) for row in rows]
     compute = choose_compute(cfg.precision)
-    report.note(f"{compute.name} on {compute.device.type}; measured GEMM rates in GFLOP/s: {compute.gflops}")
+    report.note(compute.described)
     learner = make_learner(load_model(model, torch.float32), cfg, compute, max(lengths))
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
@@ -45,6 +48,10 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
                 loss = loss + answer_loss(answer_logits(learner.model, batch), batch.labels_N)
                 trained, tokens = trained + len(batch.labels_N), tokens + batch.num_tokens
         return loss, trained, tokens
+
+    if compute.int8:
+        kind = nn.Linear if cfg.method == "full" else FoldedLora
+        use_int8(learner.model, kind, lambda: loss_of(range(min(own, EXAMPLE_ROWS))))
 
     def look() -> Validation:
         return validate(learner.model, validation, chat, compute.device)

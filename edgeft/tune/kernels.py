@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface
 
@@ -242,12 +243,47 @@ class _RMSNorm(torch.autograd.Function):
         return to_x.sub_(torch.mul(x, back, out=torch.empty_like(x))), to_weight, None
 
 
+class FewPassMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) (SwiGLU; Shazeer 2020, arXiv:2002.05202), as Llama computes it."""
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(_SiluTimes.apply(self.gate_proj(x), self.up_proj(x)))  # type: ignore[no-untyped-call]
+        return out
+
+
+class _SiluTimes(torch.autograd.Function):
+    """silu(gate) * up; silu is computed again in the backward pass, which costs less than keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        gate, up = ctx.saved_tensors
+        to_silu = outer[0] * up
+        to_gate = torch.ops.aten.silu_backward.grad_input(to_silu, gate, grad_input=to_silu)
+        return to_gate, F.silu(gate).mul_(outer[0])
+
+
 @torch.no_grad()
-def use_few_pass_norms(model: nn.Module) -> None:
-    """Let the norms of a model that compute what `FewPassRMSNorm` does compute as it does, in place."""
+def use_few_passes(model: nn.Module) -> None:
+    """Let the norms and feed-forward blocks of a model that compute what these do compute as they do, in place."""
     for module in model.modules():
-        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-            theirs: Any = module
-            example = torch.linspace(-3, 5, theirs.weight.numel()).to(theirs.weight)
-            if torch.allclose(theirs(example), FewPassRMSNorm.forward(theirs, example), rtol=0.02):
-                theirs.__class__ = FewPassRMSNorm
+        theirs: Any = module
+        few: Any
+        kind = type(theirs).__name__
+        if kind.endswith("RMSNorm") and hasattr(theirs, "variance_epsilon"):
+            few, width, like = FewPassRMSNorm, theirs.weight.numel(), theirs.weight
+        elif kind.endswith("MLP") and all(hasattr(theirs, part) for part in FewPassMLP.__annotations__):
+            few, width, like = FewPassMLP, theirs.gate_proj.in_features, theirs.gate_proj.weight
+        else:
+            continue
+        example = torch.linspace(-3, 5, width).to(like)
+        if torch.allclose(theirs(example), few.forward(theirs, example), rtol=0.02):
+            theirs.__class__ = few

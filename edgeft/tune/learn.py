@@ -51,6 +51,7 @@ def learn(
         "best_step": history.best_step,
         "stopped_early": history.stopped_early,
         "precision": compute.name,
+        "int8_products": compute.int8,
         "device": compute.device.type,
         "gemm_gflops": compute.gflops,
         "memory_expected_bytes": expected,

@@ -3,45 +3,68 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from edgeft.tune.kernels import ROWS_ATTENTION, can_take_rows, use_few_pass_norms
+from edgeft.errors import RecipeError
+from edgeft.tune.int8 import Int8Weight
+from edgeft.tune.kernels import ROWS_ATTENTION, can_take_rows, use_few_passes
 
 PLAIN_TOKENS = 256
+FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CLEARLY = 1.5  # times the rate of the faster floating-point type that int8 must reach to be taken
+ROWS, WIDTH, SECONDS = 512, 1024, 0.2  # of the products that are timed
 
 
 @dataclass(frozen=True)
 class Compute:
-    """Where and in which precision matrix products run; `gflops` holds the rates measured, in GFLOP/s."""
+    """Where and in which precision matrix products run; `gflops` holds the rates measured, in GFLOP/s.
+
+    `int8`: products with weights multiply integers (`tune.int8`), everything else is of `dtype`.
+    """
 
     device: torch.device
     dtype: torch.dtype
     gflops: dict[str, float]
+    int8: bool = False
 
     @property
     def name(self) -> str:
         return {torch.bfloat16: "bf16", torch.float32: "fp32"}[self.dtype]
 
     @property
+    def described(self) -> str:
+        """For people."""
+        rates = ", ".join(f"{name} {rate:,.0f}" for name, rate in self.gflops.items())
+        products = "int8 products, all else " * self.int8
+        return f"{products}{self.name} on {self.device.type}; measured rates of products in GFLOP/s: {rates}"
+
+    @property
     def rate(self) -> float:
-        """The rate in GFLOP/s of large products in this precision."""
+        """The rate in GFLOP/s of large products in the floating-point type."""
         return self.gflops[self.name]
 
 
 def choose_compute(precision: str) -> Compute:
-    """`precision` is auto, bf16 or fp32; auto times one typical matrix product in both and takes the faster.
+    """`precision` is auto, int8, bf16 or fp32; auto times one typical matrix product in each and takes the fastest.
 
-    bf16 is four times as fast as fp32 on a core with AVX512-BF16 or AMX, and slower on one without.
+    bf16 is four times as fast as fp32 on a core with AVX512-BF16 or AMX, and slower on one without. int8, for which
+    rounding the factors is timed too, must win clearly, so that a disturbed measurement decides nothing.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
-    asked = dtypes if precision == "auto" else {precision: dtypes[precision]}
+    if precision == "int8" and device.type != "cpu":
+        raise RecipeError("precision: int8 is for CPUs, and this machine trains on a GPU", "leave precision at auto")
+    asked = {precision: FLOATS[precision]} if precision in FLOATS else FLOATS
     rates = {name: gemm_gflops(dtype, device) for name, dtype in asked.items()}
     chosen = max(rates, key=lambda name: rates[name])
-    return Compute(device, dtypes[chosen], {name: round(rate, 1) for name, rate in rates.items()})
+    whole = precision == "int8"
+    if precision not in FLOATS and device.type == "cpu":
+        rates["int8"] = int8_gflops()
+        whole = whole or rates["int8"] > CLEARLY * rates[chosen]
+    return Compute(device, FLOATS[chosen], {name: round(rate, 1) for name, rate in rates.items()}, whole)
 
 
 def place(model: Any, compute: Compute, longest: int) -> Any:
@@ -53,24 +76,37 @@ def place(model: Any, compute: Compute, longest: int) -> Any:
     model.to(compute.device, compute.dtype)
     cpu = compute.device.type == "cpu"
     if cpu:
-        use_few_pass_norms(model)
+        use_few_passes(model)
     plain = cpu and longest <= PLAIN_TOKENS
     model.set_attn_implementation("sdpa" if not plain else ROWS_ATTENTION if can_take_rows(model.config) else "eager")
     return model
 
 
-def gemm_gflops(dtype: torch.dtype, device: torch.device, seconds: float = 0.2) -> float:
-    """Rate of [512, 1024] x [1024, 1024] products in GFLOP/s, best of the repetitions within `seconds`."""
-    rows, width = 512, 1024
-    a = torch.randn(rows, width, device=device).to(dtype)
-    b = torch.randn(width, width, device=device).to(dtype)
-    best = float("inf")
-    deadline = time.perf_counter() + seconds
-    a @ b
-    while best == float("inf") or time.perf_counter() < deadline:  # once at least, however busy the machine
-        start = time.perf_counter()
+def gemm_gflops(dtype: torch.dtype, device: torch.device) -> float:
+    """Rate of [512, 1024] x [1024, 1024] products in GFLOP/s."""
+    a = torch.randn(ROWS, WIDTH, device=device).to(dtype)
+    b = torch.randn(WIDTH, WIDTH, device=device).to(dtype)
+
+    def product() -> None:
         a @ b
         if device.type == "cuda":
             torch.cuda.synchronize()
+
+    return _gflops(product)
+
+
+def int8_gflops() -> float:
+    """The same rate with the weight in 8 bits, its input in float32 and rounded for each product."""
+    x, weight = torch.randn(ROWS, WIDTH), Int8Weight.of(torch.randn(WIDTH, WIDTH), torch.ones(WIDTH))
+    return _gflops(lambda: weight.times(x))
+
+
+def _gflops(product: Callable[[], Any]) -> float:
+    """Best of the repetitions within SECONDS."""
+    best, deadline = float("inf"), time.perf_counter() + SECONDS
+    product()
+    while best == float("inf") or time.perf_counter() < deadline:  # once at least, however busy the machine
+        start = time.perf_counter()
+        product()
         best = min(best, time.perf_counter() - start)
-    return 2 * rows * width * width / best / 1e9
+    return 2 * ROWS * WIDTH * WIDTH / best / 1e9

@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from edgeft.tune.kernels import (
     ROWS_ATTENTION,
+    FewPassMLP,
     FewPassRMSNorm,
     Layout,
     can_take_rows,
     rows_attention,
-    use_few_pass_norms,
+    use_few_passes,
 )
 from edgeft.tune.precision import PLAIN_TOKENS, Compute, place
 
@@ -101,7 +102,7 @@ def norm(kind: type = LlamaRMSNorm) -> torch.nn.Module:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_norm_computes_what_the_model_wrote(dtype: torch.dtype) -> None:
     theirs, ours = norm().to(dtype), norm().to(dtype)
-    use_few_pass_norms(ours)
+    use_few_passes(ours)
     assert type(ours) is FewPassRMSNorm
     x = (5 * torch.randn(3, 7, 48, generator=torch.Generator().manual_seed(2))).to(dtype)
     torch.testing.assert_close(ours(x), theirs(x))
@@ -109,7 +110,7 @@ def test_the_norm_computes_what_the_model_wrote(dtype: torch.dtype) -> None:
 
 def test_the_gradients_of_the_norm_are_right() -> None:
     ours = norm().double()
-    use_few_pass_norms(ours)
+    use_few_passes(ours)
     x = torch.randn(2, 3, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
     weight = ours.get_parameter("weight")
 
@@ -122,7 +123,7 @@ def test_the_gradients_of_the_norm_are_right() -> None:
 def test_a_norm_with_another_formula_stays_as_it_is() -> None:
     theirs = norm(GemmaRMSNorm)
     theirs.variance_epsilon = 1e-5
-    use_few_pass_norms(theirs)
+    use_few_passes(theirs)
     assert type(theirs) is GemmaRMSNorm
 
 
@@ -145,3 +146,23 @@ def test_only_plain_attention_is_taken_over(kind: str, settings: dict[str, objec
 def test_long_rows_keep_the_fused_kernel(longest: int, expected: str) -> None:
     model = place(tiny("eager"), Compute(torch.device("cpu"), torch.float32, {}), longest)
     assert model.config._attn_implementation == expected
+
+
+def block(act: str) -> torch.nn.Module:
+    torch.manual_seed(3)
+    return LlamaMLP(LlamaConfig(hidden_size=32, intermediate_size=40, hidden_act=act)).double()
+
+
+def test_the_feed_forward_block_computes_what_the_model_wrote_and_its_gradients_are_right() -> None:
+    theirs, ours = block("silu"), block("silu")
+    use_few_passes(ours)
+    assert type(ours) is FewPassMLP
+    x = torch.randn(2, 3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    torch.testing.assert_close(ours(x), theirs(x))
+    assert torch.autograd.gradcheck(ours, (x,))
+
+
+def test_a_feed_forward_block_with_another_activation_stays_as_it_is() -> None:
+    theirs = block("gelu")
+    use_few_passes(theirs)
+    assert type(theirs) is LlamaMLP
