@@ -100,8 +100,8 @@ class TrainedProduct(torch.autograd.Function):
         return codes.times(x.flatten(0, -2)).view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None]:
+    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor, None]:
         (x,) = ctx.saved_tensors
         g_NO = outer[0].flatten(0, -2)
         to_x = ctx.codes.back(g_NO).view_as(x) if ctx.needs_input_grad[0] else None
-        return to_x, g_NO.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None, None
+        return to_x, g_NO.t() @ x.flatten(0, -2), None
