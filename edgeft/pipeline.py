@@ -62,7 +62,7 @@ STAGES: dict[str, Stage] = {
     "answers": Stage("dataset", 1, "edgeft.stages.answers"),
     "student": Stage("model", 4, "edgeft.stages.student"),
     "targets": Stage("targets", 5, "edgeft.stages.targets"),
-    "distill": Stage("model", 9, "edgeft.stages.distill", together=True),
+    "distill": Stage("model", 8, "edgeft.stages.distill", together=True),
     "probe": Stage("probe", 2, "edgeft.stages.probe"),
     "export": Stage("package", 5, "edgeft.stages.export"),
     "bench": Stage("report", 5, "edgeft.stages.bench"),

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def ours(job: Job, rows: list[Encoded], batches: list[list[int]]) -> Counter[str]:
-    prefix, compute = shared_tokens(rows), choose_compute("auto")
+    prefix, compute = shared_tokens(rows), choose_compute("auto", frozen=True)
     learner = make_learner(load_model(Path(job.base), torch.float32), SETTINGS, compute, max(len(r.ids) for r in rows))
     masters, accelerator = Masters(learner.trained, SETTINGS), Accelerator(cpu=True)
 

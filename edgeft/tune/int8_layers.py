@@ -54,7 +54,7 @@ def use_int8(model: Any, kind: type[nn.Module], example: Callable[[], Any]) -> N
     leave only the label, and the loss falls far more slowly. `example` runs the model on a few rows, always the same,
     to show how large each input channel becomes.
     """
-    chosen: list[Any] = [module for module in model.get_decoder().modules() if type(module) is kind]
+    chosen = [module for module in model.get_decoder().modules() if type(module) is kind]
     tops: dict[nn.Module, torch.Tensor] = {}
 
     def look(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -65,14 +65,14 @@ def use_int8(model: Any, kind: type[nn.Module], example: Callable[[], Any]) -> N
     example()
     for watch in watching:
         watch.remove()
-    for module in chosen:
-        size = tops[module].clamp_min(LEAST).pow(MOVED)
+    for module, top in tops.items():  # what no row reaches stays as it is
+        size = top.clamp_min(LEAST).pow(MOVED)
         columns = 1 / (size / size.median()).clamp(1 / MOST, MOST)
         if isinstance(module, FoldedLora):
             _freeze(module, columns)
         else:
-            module._columns = columns
-            module.__class__ = Int8Linear
+            linear: Any = module
+            linear._columns, linear.__class__ = columns, Int8Linear
 
 
 def _freeze(module: Any, columns: torch.Tensor) -> None:

@@ -48,11 +48,12 @@ class Compute:
         return self.gflops[self.name]
 
 
-def choose_compute(precision: str) -> Compute:
+def choose_compute(precision: str, frozen: bool = False) -> Compute:
     """`precision` is auto, int8, bf16 or fp32; auto times one typical matrix product in each and takes the fastest.
 
     bf16 is four times as fast as fp32 on a core with AVX512-BF16 or AMX, and slower on one without. int8, for which
-    rounding the factors is timed too, must win clearly, so that a disturbed measurement decides nothing.
+    rounding the input is timed too, must win clearly, so that a disturbed measurement decides nothing; auto takes it
+    for `frozen` weights alone: those that learn are rounded anew in every step and gain a seventh (benchmarks/LOG.md).
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if precision == "int8" and device.type != "cpu":
@@ -60,11 +61,10 @@ def choose_compute(precision: str) -> Compute:
     asked = {precision: FLOATS[precision]} if precision in FLOATS else FLOATS
     rates = {name: gemm_gflops(dtype, device) for name, dtype in asked.items()}
     chosen = max(rates, key=lambda name: rates[name])
-    whole = precision == "int8"
-    if precision not in FLOATS and device.type == "cpu":
+    if int8 := device.type == "cpu" and (precision == "int8" or (precision == "auto" and frozen)):
         rates["int8"] = int8_gflops()
-        whole = whole or rates["int8"] > CLEARLY * rates[chosen]
-    return Compute(device, FLOATS[chosen], {name: round(rate, 1) for name, rate in rates.items()}, whole)
+        int8 = precision == "int8" or rates["int8"] > CLEARLY * rates[chosen]
+    return Compute(device, FLOATS[chosen], {name: round(rate, 1) for name, rate in rates.items()}, int8)
 
 
 def place(model: Any, compute: Compute, longest: int) -> Any:
