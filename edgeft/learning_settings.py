@@ -47,7 +47,7 @@ class LoopSettings(Settings):
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 1.0
     """Minutes between checkpoints to resume from."""
     precision: LoopPrecision = "auto"
-    """Arithmetic of the products with weights; auto measures: bf16 or fp32, on a CPU int8 too if the weights are frozen."""
+    """Arithmetic of the products with weights; auto measures: bf16 or fp32, for frozen weights on a CPU int8 too."""
     seed: int = 0
     """Seed of initialisation and data order."""
 

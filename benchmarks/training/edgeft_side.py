@@ -29,11 +29,8 @@ def main() -> None:
     job = Job.load(sys.argv[1])
     torch.set_num_threads(job.threads)
     chat, rows = job.tokens("train")
-    lengths, prefix, compute = (
-        [len(row.ids) for row in rows],
-        shared_tokens(rows),
-        choose_compute(SETTINGS.precision, frozen=True),
-    )
+    lengths, prefix = [len(row.ids) for row in rows], shared_tokens(rows)
+    compute = choose_compute(SETTINGS.precision, frozen=True)
     learner = make_learner(load_model(Path(job.base), torch.float32), SETTINGS, compute, max(lengths))
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
