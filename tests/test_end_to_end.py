@@ -119,10 +119,14 @@ def kill_during(stage: str, recipe: Path, runs: Path, *more: str) -> None:
     assert not list(runs.glob(f"{stage}-*/manifest.json"))
 
 
-def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(recipe: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(
+    recipe: Path, tmp_path: Path, precision: str
+) -> None:
     unbroken, broken = tmp_path / "unbroken", tmp_path / "broken"
-    inside = [f"distill.{kind}_weight=0.1" for kind in ("hidden", "attention")]  # projections learn beside the student
-    settings = ["--to", "distill", "--set", inside[0], "--set", inside[1]]
+    sets = [f"distill.{kind}_weight=0.1" for kind in ("hidden", "attention")]  # projections learn beside the student
+    sets += [f"{stage}.precision={precision}" for stage in ("train", "distill")]
+    settings = ["--to", "distill", *(part for text in sets for part in ("--set", text))]
     done = edgeft(recipe, unbroken, *settings)
     assert done.returncode == 0, done.stderr
     for stage in ("train", "distill"):
@@ -132,6 +136,7 @@ def test_killed_training_and_distilling_end_in_the_same_bits_as_an_unbroken_run(
     assert "resumed at step" in done.stdout + done.stderr
     for stage in ("train", "merge", "distill"):
         assert artifact(broken, stage).digest == artifact(unbroken, stage).digest, stage
+    assert artifact(broken, "train").metrics["int8_products"] is (precision == "int8")
 
 
 def test_two_processes_learn_what_one_does(recipe: Path, tmp_path: Path) -> None:
@@ -204,7 +209,7 @@ def test_a_whole_run_ends_in_a_table_and_a_report_and_costs_nothing_twice(recipe
 
 # A teacher that has learned to end its answers.
 LONGER = ["--set", "train={method: full, epochs: 12, batch_rows: 8, evaluations: 2, lr: 0.005, precision: fp32}",
-          "--set", "targets.max_tokens=128"]  # fmt: skip
+          "--set", "targets.max_tokens=128", "--set", "export.max_kl.student=10"]  # fmt: skip
 
 
 @pytest.mark.slow

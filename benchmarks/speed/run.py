@@ -37,7 +37,7 @@ from edgeft.settings import BenchSettings
 
 HERE = Path(__file__).parent
 LM_EVAL = Path(os.environ.get("EDGEFT_LM_EVAL", Path(sys.prefix) / "peers-lm-eval"))
-PROMPT, DECODED, REPEATS = 128, 64, 5  # tokens and tokens; repeats in each process
+PROMPT, DECODED, REPEATS = 128, 64, 9  # tokens and tokens; repeats in each process
 GGUF, ONNX, REFERENCE = "teacher-gguf-q8_0", "teacher-onnx-int8", "teacher-gguf-f16"
 RATES = ("prefill_tps", "decode_tps")
 BUSY = "while True: pass"
