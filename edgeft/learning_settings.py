@@ -84,7 +84,14 @@ class TrainSettings(LoopSettings):
     def _consistent(self) -> TrainSettings:
         if self.init == "loftq" and self.method != "qlora":
             raise ValueError("init: loftq starts from what 4 bits lose, so it needs method: qlora")
+        if self.precision == "int8" and self.method != "full" and not self.adapter_is_plain:
+            raise ValueError("precision: int8 is for adapters without dora and dropout; leave it at auto")
         return self
+
+    @property
+    def adapter_is_plain(self) -> bool:
+        """Whether it only adds its update, so that edgeft computes it in place of PEFT."""
+        return not self.dora and not self.dropout
 
     @property
     def scale(self) -> float:

@@ -35,7 +35,7 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
     if REPLAY in dataset.manifest.files:
         rows += load_encoded(dataset.file(REPLAY), chat, cfg.max_tokens)
     lengths = [len(row.ids) for row in rows]
-    compute = choose_compute(cfg.precision, frozen=cfg.method != "full")
+    compute = choose_compute(cfg.precision, frozen=cfg.method != "full" and cfg.adapter_is_plain)
     report.note(compute.described)
     learner = make_learner(load_model(model, torch.float32), cfg, compute, max(lengths))
 

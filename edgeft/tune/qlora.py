@@ -2,7 +2,7 @@
 
 On a GPU the base stays in 4 bits and bitsandbytes dequantises it on the fly. On a CPU base and adapter are folded into
 one weight in the training precision once per step, from the 4-bit base dequantised for it: the forward pass and the
-gradient to the input are then one product each.
+gradient to the input are then one product each. Where integers are faster, `tune.int8_layers` takes the place of that.
 """
 
 from __future__ import annotations

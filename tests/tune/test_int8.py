@@ -128,6 +128,13 @@ def test_an_adapter_that_peft_computes_is_left_to_it() -> None:
     assert not kinds(base, Int8Lora)
 
 
+@pytest.mark.parametrize("settings", [{"dora": True}, {"dropout": 0.1}])
+def test_8_bits_on_request_are_refused_where_peft_computes(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="without dora and dropout"):
+        TrainSettings(precision="int8", **settings)
+    assert TrainSettings(**settings).precision == "auto"
+
+
 def test_the_head_stays_exact() -> None:
     model = tiny()
     use_int8(model, nn.Linear, lambda: model(IDS))
