@@ -1,26 +1,33 @@
 """Trains the same rows with edgeft and with TRL's SFTTrainer, each in processes of its own, taking turns.
 
-`make bench-training` runs a short form, `FULL=1` all of it; DATA names a folder with bitext_support.*.jsonl and
-banking77.*.jsonl, without which the support bot's own rows are taken. Writes table.md and results.json beside this
-file with FULL=1, into the work folder otherwise, and ends with one line of JSON. Figures are medians over the turns.
+`make bench-training` compares on some rows of one data set, `FULL=1` also on all of its rows, on other data sets with
+shorter and longer rows, and with one thread: about an hour on 2 cores. DATA names a folder with bitext_support.*.jsonl,
+banking77.*.jsonl and bitext_longreply.*.jsonl, without which the support bot's own rows are taken. FULL=1 writes
+table.md and results.json beside this file after every comparison, and goes on from there if it was cut off. The last
+line is one line of JSON about the first comparison.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import MODEL, by_turns, datasets
+import torch
+
+from benchmarks.comparison import MODEL, ROOT, by_turns, datasets
 from benchmarks.training.common import Job
+from edgeft.bench.host import host_facts
 from edgeft.progress import Reporter
 from edgeft.settings import BaseSettings
 from edgeft.stages import base
 
 HERE = Path(__file__).parent
+ROWS, ALL_ROWS = 240, 10**6
 SIDES = {"edgeft": "benchmarks.training.edgeft_side", "trl": "benchmarks.training.trl_side"}
 
 
@@ -33,12 +40,14 @@ def main() -> None:
         work = Path(folder)
         (work / "base").mkdir()
         base.run(BaseSettings(model=MODEL), {}, work / "base", Reporter("base"))
-        results = [compared(name, job, 3 if args.full else 1) for name, job in jobs(work, args.data, args.full)]
-    table = markdown(results)
-    print(table)
-    if args.full:
-        (HERE / "table.md").write_text(table + "\n", "utf-8")
-        (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+        earlier, results = finished() if args.full else [], []
+        for name, job, turns in jobs(work, args.data, args.full):
+            known = next((one for one in earlier if result_of(name, job, one)), None)
+            results.append(known or compared(name, job, turns))
+            if args.full:
+                (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+                (HERE / "table.md").write_text(markdown(results) + "\n", "utf-8")
+    print(markdown(results))
     first = results[0]
     ours, theirs = first["edgeft"], first["trl"]
     print(
@@ -62,37 +71,62 @@ def main() -> None:
     )
 
 
-def jobs(work: Path, folder: Path | None, full: bool) -> Iterator[tuple[str, Job]]:
-    """What is trained: some rows of one data set; in full also all of them, other sets, longer rows, one thread."""
-    sources = list(datasets(work, folder))
-    for number, (name, dataset) in enumerate(sources):
-        for threads in (1, 2) if full else (2,):
-            for rows in (240, 1080) if full and number == 0 else (1080,) if full else (240,):
-                yield name, Job(str(work / "base"), str(dataset), rows, threads)
-        if not full:
-            return
+def jobs(work: Path, folder: Path | None, full: bool) -> Iterator[tuple[str, Job, int]]:
+    """What is trained, and in how many turns: the comparison that counts first, then how it changes."""
+    (first, rows), *others = datasets(work, folder)
+
+    def job(dataset: Path, rows: int, threads: int) -> Job:
+        return Job(str(work / "base"), str(dataset), rows, threads)
+
+    yield first, job(rows, ROWS, 2), 3 if full else 1
+    if not full:
+        return
+    yield first, job(rows, ROWS, 1), 1
+    for name, dataset in others:
+        yield name, job(dataset, ROWS, 2), 1
+        yield name, job(dataset, ROWS, 1), 1
+    yield first, job(rows, ALL_ROWS, 2), 1
 
 
 def compared(name: str, job: Job, turns: int) -> dict[str, Any]:
     label = f"{name}, {job.rows} rows, {job.threads} threads"
     found = by_turns(SIDES, job.dump(), job.threads, turns, label)
-    return {"data": name, "threads": job.threads, "turns": turns, **found}
+    return {"data": name, "asked_rows": job.rows, "threads": job.threads, "turns": turns, "made_by": maker(), **found}
+
+
+def finished() -> list[dict[str, Any]]:
+    """What an earlier call has measured with the same program on the same kind of machine."""
+    path = HERE / "results.json"
+    found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
+    return [one for one in found if one["made_by"] == maker()]
+
+
+def result_of(name: str, job: Job, result: dict[str, Any]) -> bool:
+    return (name, job.rows, job.threads) == (result["data"], result["asked_rows"], result["threads"])
+
+
+def maker() -> dict[str, Any]:
+    """What figures depend on: CPU, torch, and the code that trains."""
+    code = hashlib.sha256()
+    for path in sorted((ROOT / "edgeft" / "tune").glob("*.py")):
+        code.update(path.read_bytes())
+    return {"cpu": host_facts()["cpu"], "torch": torch.__version__, "edgeft_tune_sha256": code.hexdigest()}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    lines = [
-        "| data | rows | threads | | rows/CPU-s | tokens/CPU-s | rows/s | GEMM rate | peak RSS | val. loss | exact |",
-        "|---|---:|---:|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
+    names = ("data", "rows", "tokens a row", "threads", "", "rows/CPU-s", "tokens/CPU-s", "rows/s", "GEMM rate",
+             "peak RSS", "val. loss", "exact")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", f"|---|{'---:|' * 3}---|{'---:|' * 7}"]
     for result in results:
         for side in SIDES:
             one = result[side]
             share = f"{100 * one['gemm_share']:.0f}%" if "gemm_share" in one else ""
-            lines.append(
-                f"| {result['data']} | {one['rows']:.0f} | {result['threads']} | {side} | {one['rows_per_cpu_s']:.2f} "
-                f"| {one['tokens_per_cpu_s']:.0f} | {one['rows_per_s']:.2f} | {share} "
-                f"| {one['peak_rss_bytes'] / 1e9:.1f} GB | {one['val_loss']:.4f} | {100 * one['exact_match']:.1f}% |"
-            )
+            tokens = one["tokens_per_cpu_s"] / one["rows_per_cpu_s"]
+            cells = (result["data"], f"{one['rows']:.0f}", f"{tokens:.0f}", f"{result['threads']}", side,
+                     f"{one['rows_per_cpu_s']:.2f}", f"{one['tokens_per_cpu_s']:.0f}", f"{one['rows_per_s']:.2f}",
+                     share, f"{one['peak_rss_bytes'] / 1e9:.1f} GB", f"{one['val_loss']:.4f}",
+                     f"{100 * one['exact_match']:.1f}%")  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
