@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks.speed import run as speed_run
 from benchmarks.targets import drive, run
+from benchmarks.training import compare
 from edgeft.formats.gguf import write_gguf
 from tests.formats.tiny_model import write_tiny_llama
 
@@ -118,3 +119,37 @@ def test_rates_of_two_tools_are_compared_in_turns_and_every_key_has_its_figure_o
     assert found["prefill_ratio_vs_tool_loaded"] == pytest.approx(0.75)
     assert found["other"] is None and "KeyError" in found["other_reason"]
     assert "| a | b | decode | quiet | 98.5 (98.0 to 99.0) |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_long_comparison_that_was_cut_off_goes_on_and_other_code_begins_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done: list[str] = []
+    figures = dict.fromkeys(("rows", "rows_per_cpu_s", "tokens_per_cpu_s", "rows_per_s", "peak_rss_bytes"), 2.0)
+    figures |= {"val_loss": 0.5, "exact_match": 0.25, "gemm_share": 0.6}
+
+    def by_turns(sides: Any, job: str, threads: int, turns: int, label: str) -> dict[str, Any]:
+        if len(done) == stop_at:
+            raise KeyboardInterrupt
+        done.append(f"{label}, {turns} turns")
+        return dict.fromkeys(sides, figures)
+
+    monkeypatch.setattr(compare, "HERE", tmp_path)
+    monkeypatch.setattr(compare.base, "run", lambda *given: None)
+    monkeypatch.setattr(compare, "datasets", lambda *given: iter([("a", tmp_path), ("b", tmp_path)]))
+    monkeypatch.setattr(compare, "by_turns", by_turns)
+    monkeypatch.setattr(sys, "argv", ["compare", "--full"])
+    stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        compare.main()
+    stop_at = -1
+    compare.main()
+    assert done == [
+        *("a, 240 rows, 2 threads, 3 turns", "a, 240 rows, 1 threads, 1 turns", "b, 240 rows, 2 threads, 1 turns"),
+        *("b, 240 rows, 1 threads, 1 turns", "a, 1000000 rows, 2 threads, 1 turns"),
+    ]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"] == "a"
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 2 + 2 * len(done)
+    monkeypatch.setattr(compare, "maker", lambda: {"cpu": "another"})
+    compare.main()
+    assert len(done) == 10
