@@ -51,7 +51,7 @@ def run(
 ) -> None:
     """Make what a recipe describes and is not made yet."""
     from edgeft import commands, naming
-    from edgeft.pipeline import is_helper
+    from edgeft.processes import is_helper
 
     pipeline = naming.open_run(recipe, set_ or (), runs, sys.stderr)
     if dry_run:

@@ -125,6 +125,7 @@ def learning_rates(pipeline: Pipeline, low: float, high: float, steps: int) -> t
     from edgeft.progress import Reporter
     from edgeft.stages.train import prepare
     from edgeft.tune.lr_range import range_test, suggestion
+    from edgeft.tune.precision import choose_compute
 
     if not 0 < low < high or steps < 2:
         raise RecipeError(
@@ -132,7 +133,8 @@ def learning_rates(pipeline: Pipeline, low: float, high: float, steps: int) -> t
         )
     inputs = {name: pipeline.run(name)[name] for name in ("base", "data")}
     cfg, report = pipeline.recipe.train, Reporter("lr-find", stream=pipeline.stream)
-    lesson, _ = prepare(cfg, inputs["base"].path, inputs["data"], report)
+    compute = choose_compute(cfg.precision, cfg.base_is_frozen)
+    lesson, _ = prepare(cfg, compute, inputs["base"].path, inputs["data"], report)
     points = range_test(lesson.trained, lesson.lengths, lesson.loss_of, cfg, low, high, steps, report)
     return points, suggestion(points)
 

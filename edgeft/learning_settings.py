@@ -94,6 +94,11 @@ class TrainSettings(LoopSettings):
         return not self.dora and not self.dropout
 
     @property
+    def base_is_frozen(self) -> bool:
+        """Whether every product is with a weight that stays as it is, or with the adapter beside it."""
+        return self.method in ("qlora", "lora") and self.adapter_is_plain
+
+    @property
     def scale(self) -> float:
         """Factor of the adapter's update."""
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

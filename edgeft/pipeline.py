@@ -32,6 +32,7 @@ from edgeft.artifact import (
 )
 from edgeft.errors import DataError, RecipeError
 from edgeft.plan import Node, plan
+from edgeft.processes import is_helper, wait_until
 from edgeft.progress import Reporter, format_seconds
 from edgeft.recipe import Recipe
 
@@ -71,7 +72,6 @@ STAGES: dict[str, Stage] = {
     "baseline": Stage("report", 2, "edgeft.stages.baseline"),
     "report": Stage("report", 3, "edgeft.stages.report"),
 }
-WAIT_S = 0.2  # between two looks at whether another process has finished a stage
 RUNTIMES = ("torch", "transformers", "peft", "bitsandbytes", "onnxruntime", "onnxruntime-genai", "llama-cpp-python")
 
 
@@ -158,18 +158,12 @@ class Pipeline:
             with TemporaryDirectory(prefix="edgeft-") as folder:
                 (Path(folder) / CHECKPOINT_DIR).symlink_to((partial_of(final) / CHECKPOINT_DIR).absolute())
                 STAGES[node.stage].load()(node.config, inputs, Path(folder), Reporter(node.name))
-        while not (final / MANIFEST).is_file():
-            time.sleep(WAIT_S)
+        wait_until((final / MANIFEST).is_file)
         return open_artifact(final)
 
     def _say(self, text: str) -> None:
         if self.stream and not is_helper():
             print(text, file=self.stream, flush=True)
-
-
-def is_helper() -> bool:
-    """Whether this is one of several processes that `accelerate launch` started, and not the first of them."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and int(os.environ.get("RANK", "0")) > 0
 
 
 def partial_of(final: Path) -> Path:

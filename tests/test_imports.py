@@ -22,7 +22,10 @@ LAYERS = [
     {"stages"},
     {"text", "tune", "shrink", "formats", "bench"},
     {"plan"},
-    {"artifact", "recipe", "learning_settings", "export_settings", "settings", "progress", "events", "errors", ""},
+    {
+        *("artifact", "recipe", "learning_settings", "export_settings", "settings", "progress", "events", "processes"),
+        *("errors", ""),
+    },
 ]
 HEAVY = ("torch", "transformers", "peft", "bitsandbytes", "accelerate")
 TORCH_OR_EXTRA = ("torch_ref", "lm_eval_bridge")  # the session that runs torch, and what needs an extra

@@ -17,7 +17,7 @@ from edgeft.text.chat import ChatTokenizer
 from edgeft.text.dataset import write_lines
 from edgeft.text.encode import ANSWERS, TRANSFER, read_rows
 from edgeft.tune.answers import agree, answer_all
-from edgeft.tune.precision import choose_compute
+from edgeft.tune.precision import settled_compute
 
 LABELLED, VALIDATION = "train.jsonl", "validation.jsonl"
 DISAGREEING = "disagreeing"
@@ -73,7 +73,7 @@ def _told(
     paths = [unfinished / f"answers-{number:05d}.json" for number in range(len(starts))]
     done = sum(path.is_file() for path in paths)
     if done < len(paths):
-        chat, compute = ChatTokenizer.from_folder(teacher), choose_compute(cfg.precision)
+        chat, compute = ChatTokenizer.from_folder(teacher), settled_compute(unfinished, cfg.precision)
         model = load_model(teacher, compute.dtype).to(compute.device)  # type: ignore[arg-type]
         with report.track("the teacher answers", len(paths), done) as bar:
             for path, start in zip(paths, starts, strict=True):

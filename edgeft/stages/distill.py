@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeft.artifact import Artifact
+from edgeft.artifact import CHECKPOINT_DIR, Artifact
 from edgeft.errors import ModelError
 from edgeft.formats.hf import load_model, save_model
 from edgeft.learning_settings import DistillSettings
@@ -24,7 +24,7 @@ from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.learn import Lesson, learn
 from edgeft.tune.losses import Distance
 from edgeft.tune.on_policy import LiveTeacher, OnPolicy, Vocabulary, cost
-from edgeft.tune.precision import Compute, choose_compute, place
+from edgeft.tune.precision import Compute, place, settled_compute
 from edgeft.tune.sequence import mix
 from edgeft.tune.targets import load_shard, student_ids, translate
 from edgeft.tune.validation import Validation, general_text, validate
@@ -41,7 +41,7 @@ def run(cfg: DistillSettings, inputs: dict[str, Artifact], out: Path, report: Re
     vocabulary = _vocabulary(inputs["model"])
     material = _material(cfg, inputs, chat, vocabulary)
     validation = load_encoded(inputs["dataset"].file("validation.jsonl"), chat, cfg.max_tokens)
-    compute = choose_compute(cfg.precision)
+    compute = settled_compute(out / CHECKPOINT_DIR, cfg.precision)
     lengths = [len(row.ids) for row in material.rows]
     model = place(load_model(inputs["model"].path, compute.dtype), compute, max(lengths))
     for kept in (model.get_input_embeddings(), model.get_output_embeddings()):

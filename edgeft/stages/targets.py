@@ -12,7 +12,7 @@ from edgeft.learning_settings import TargetSettings
 from edgeft.progress import Reporter
 from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import load_encoded
-from edgeft.tune.precision import choose_compute, place
+from edgeft.tune.precision import place, settled_compute
 from edgeft.tune.targets import save_shard, teacher_targets
 
 
@@ -26,7 +26,7 @@ def run(cfg: TargetSettings, inputs: dict[str, Artifact], out: Path, report: Rep
     unfinished = out / CHECKPOINT_DIR
     unfinished.mkdir(exist_ok=True)
     done = sum((unfinished / name).is_file() for name in names)
-    compute = choose_compute(cfg.precision)
+    compute = settled_compute(unfinished, cfg.precision)
     if done < len(shards):
         model = place(load_model(teacher.path, compute.dtype), compute, max(len(row.ids) for row in rows))
         with report.track("teacher answers", len(shards), done) as bar:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgeft.artifact import Artifact
+from edgeft.artifact import CHECKPOINT_DIR, Artifact
 from edgeft.formats.hf import load_model
 from edgeft.learning_settings import TrainSettings
 from edgeft.progress import Reporter
@@ -20,12 +20,14 @@ from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.learn import Lesson, learn
 from edgeft.tune.losses import answer_logits, answer_loss
 from edgeft.tune.methods import Learner, make_learner, save_learned
-from edgeft.tune.precision import choose_compute
+from edgeft.tune.precision import Compute, settled_compute
 from edgeft.tune.qlora import FoldedLora
 from edgeft.tune.validation import Validation, validate
 
 
-def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter) -> tuple[Lesson, Learner]:
+def prepare(
+    cfg: TrainSettings, compute: Compute, model: Path, dataset: Artifact, report: Reporter
+) -> tuple[Lesson, Learner]:
     """Load model and rows as a run of this stage does."""
     chat = ChatTokenizer.from_folder(model)
     rows, validation = (
@@ -35,7 +37,6 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
     if REPLAY in dataset.manifest.files:
         rows += load_encoded(dataset.file(REPLAY), chat, cfg.max_tokens)
     lengths = [len(row.ids) for row in rows]
-    compute = choose_compute(cfg.precision, frozen=cfg.method != "full" and cfg.adapter_is_plain)
     report.note(compute.described)
     learner = make_learner(load_model(model, torch.float32), cfg, compute, max(lengths))
 
@@ -61,7 +62,8 @@ def prepare(cfg: TrainSettings, model: Path, dataset: Artifact, report: Reporter
 
 def run(cfg: TrainSettings, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
     """Inputs: model, dataset. Writes what was learned (`save_learned`) and `history.json`."""
-    lesson, learner = prepare(cfg, inputs["model"].path, inputs["dataset"], report)
+    compute = settled_compute(out / CHECKPOINT_DIR, cfg.precision, cfg.base_is_frozen)
+    lesson, learner = prepare(cfg, compute, inputs["model"].path, inputs["dataset"], report)
     weights, facts = learn(lesson, cfg, out, report)
     save_learned(learner, cfg, weights, f"sha256:{inputs['model'].digest}", out)
     return {"trainable_parameters": sum(w.numel() for w in weights.values()), **facts}

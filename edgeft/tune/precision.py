@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from edgeft.errors import RecipeError
+from edgeft.processes import is_helper, wait_until
 from edgeft.tune.int8 import Int8Weight
 from edgeft.tune.kernels import ROWS_ATTENTION, can_take_rows, use_few_passes
 
 PLAIN_TOKENS = 256
 FLOATS = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CLEARLY = 1.5  # times the rate of the faster floating-point type that int8 must reach to be taken
+COMPUTE = "compute.json"
 ROWS, WIDTH, SECONDS = 512, 1024, 0.2  # of the products that are timed
 
 
@@ -55,7 +59,7 @@ def choose_compute(precision: str, frozen: bool = False) -> Compute:
     rounding the input is timed too, must win clearly, so that a disturbed measurement decides nothing; auto takes it
     for `frozen` weights alone: those that learn are rounded anew in every step and gain a seventh (benchmarks/LOG.md).
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     if precision == "int8" and device.type != "cpu":
         raise RecipeError("precision: int8 is for CPUs, and this machine trains on a GPU", "leave precision at auto")
     asked = {precision: FLOATS[precision]} if precision in FLOATS else FLOATS
@@ -65,6 +69,40 @@ def choose_compute(precision: str, frozen: bool = False) -> Compute:
         rates["int8"] = int8_gflops()
         int8 = precision == "int8" or rates["int8"] > CLEARLY * rates[chosen]
     return Compute(device, FLOATS[chosen], {name: round(rate, 1) for name, rate in rates.items()}, int8)
+
+
+def settled_compute(folder: Path, precision: str, frozen: bool = False) -> Compute:
+    """`choose_compute`'s choice as `folder`, a stage's checkpoints, keeps it, made here if it is not there yet.
+
+    A try that goes on where another was killed, and all processes of one `accelerate launch`, must compute alike, and
+    a measurement repeated on a busier machine may turn out otherwise.
+    """
+    path, device = folder / COMPUTE, best_device()
+    if is_helper():
+        wait_until(lambda: _kept(path, device) is not None)
+    if (kept := _kept(path, device)) is not None:
+        return kept
+    compute = choose_compute(precision, frozen)
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".writing")
+    beside.write_text(json.dumps({"device": device.type, "dtype": compute.name, "gflops": compute.gflops,
+                                  "int8": compute.int8}), "utf-8")  # fmt: skip
+    beside.replace(path)
+    return compute
+
+
+def _kept(path: Path, device: torch.device) -> Compute | None:
+    """What was chosen for this device."""
+    if not path.is_file():
+        return None
+    kept = json.loads(path.read_text("utf-8"))
+    if kept["device"] != device.type:
+        return None
+    return Compute(device, FLOATS[kept["dtype"]], kept["gflops"], kept["int8"])
+
+
+def best_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def place(model: Any, compute: Compute, longest: int) -> Any:

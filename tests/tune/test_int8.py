@@ -1,7 +1,9 @@
 """Products in 8 bits: how close they come, what stays exact, and which layers take part."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from edgeft.learning_settings import TrainSettings
 from edgeft.tune import precision
 from edgeft.tune.int8 import AdaptedProduct, Int8Weight, TrainedProduct, to_codes
 from edgeft.tune.int8_layers import Int8Linear, Int8Lora, use_int8
-from edgeft.tune.precision import Compute, choose_compute
+from edgeft.tune.precision import Compute, choose_compute, settled_compute
 from edgeft.tune.qlora import FoldedLora, FourBits, add_adapter, decoder_linears, load_4bit
 from tests.tune.test_qlora import CPU, IDS, tiny
 
@@ -226,6 +228,30 @@ def test_8_bits_are_taken_where_they_win_clearly(
     forced = choose_compute("int8")
     assert (forced.dtype, forced.int8) == (dtype, True)
     assert not choose_compute("fp32").int8
+
+
+def test_a_stage_that_goes_on_computes_as_it_began(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rates(monkeypatch, 300.0, 60.0, 900.0)
+    began = settled_compute(tmp_path / "checkpoints", "auto", frozen=True)
+    assert began.int8
+    rates(monkeypatch, 30.0, 60.0, 9.0)  # a busy machine
+    assert settled_compute(tmp_path / "checkpoints", "auto", frozen=True) == began
+    assert settled_compute(tmp_path / "another", "auto", frozen=True).name == "bf16"
+    monkeypatch.setattr(precision, "best_device", lambda: torch.device("meta"))  # the folder came to another machine
+    assert settled_compute(tmp_path / "checkpoints", "fp32").name == "fp32"
+
+
+def test_all_processes_of_a_launch_compute_as_the_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rates(monkeypatch, 300.0, 60.0, 900.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with ThreadPoolExecutor() as pool:
+        helper = pool.submit(settled_compute, tmp_path, "auto", frozen=True)
+        with pytest.raises(TimeoutError):
+            helper.result(timeout=0.5)
+        monkeypatch.setenv("RANK", "0")
+        first = settled_compute(tmp_path, "auto")  # it found that floating point is faster
+        assert not first.int8 and helper.result(timeout=30) == first
 
 
 def test_8_bits_on_a_gpu_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
