@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def lesson(folder: Path, teacher_outputs: int, student_outputs: int) -> dict[str
     (folder / "targets").mkdir()
     settings = TargetSettings(top_k=8, shard_rows=5, precision="fp32")
     targets.run(settings, {"model": teacher, "dataset": rows}, folder / "targets", Reporter("targets"))
-    (folder / "targets" / "checkpoints").rmdir()
+    shutil.rmtree(folder / "targets" / "checkpoints")
     student = student_of(folder / "student", model(folder / "small", 2, student_outputs), teacher)
     return {"model": student, "targets": finished(folder / "targets", "targets"), "dataset": rows, "teacher": teacher}
 
@@ -148,7 +149,7 @@ def answered(folder: Path, inputs: dict[str, Artifact], **changes: Any) -> dict[
     metrics = answers.run(settings.model_copy(update=changes), inputs, folder, Reporter("answers"))
     for path in (folder / "checkpoints").iterdir():
         path.unlink()
-    (folder / "checkpoints").rmdir()
+    shutil.rmtree(folder / "checkpoints")
     return metrics
 
 
