@@ -45,7 +45,9 @@ def main() -> None:
             known = next((one for one in earlier if result_of(name, job, one)), None)
             results.append(known or compared(name, job, turns))
             if args.full:
-                (HERE / "results.json").write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+                beside = HERE / "results.json.writing"
+                beside.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
+                beside.replace(HERE / "results.json")
                 (HERE / "table.md").write_text(markdown(results) + "\n", "utf-8")
     print(markdown(results))
     first = results[0]
@@ -98,7 +100,7 @@ def finished() -> list[dict[str, Any]]:
     """What an earlier call has measured with the same program on the same kind of machine."""
     path = HERE / "results.json"
     found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
-    return [one for one in found if one["made_by"] == maker()]
+    return [one for one in found if one.get("made_by") == maker()]
 
 
 def result_of(name: str, job: Job, result: dict[str, Any]) -> bool:

@@ -147,8 +147,6 @@ def answered(folder: Path, inputs: dict[str, Artifact], **changes: Any) -> dict[
     folder.mkdir(exist_ok=True)
     settings = AnswersNode(own=True, keep="all", shard_rows=5, max_tokens=64, precision="fp32")
     metrics = answers.run(settings.model_copy(update=changes), inputs, folder, Reporter("answers"))
-    for path in (folder / "checkpoints").iterdir():
-        path.unlink()
     shutil.rmtree(folder / "checkpoints")
     return metrics
 
