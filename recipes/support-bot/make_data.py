@@ -18,7 +18,7 @@ import yaml
 HERE = Path(__file__).parent
 SOURCE = HERE / "source"
 SLOT = re.compile(r"\{(\w+)\}")
-MULTI_TURN = 0.07  # share of the training rows that become a dialogue: the detail comes in a second message
+MULTI_TURN = 0.13  # of the training rows whose reply asks for a detail, the share in which a second message gives it
 TOPIC_CHANGE = 0.04  # share in which the second message asks for something else
 ASIDES = 0.5  # share of the training rows in which a further detail is mentioned in a sentence of its own
 ASIDE_SLOTS = {"out_of_scope": ["place", "email", "date"], "reset_password": ["email", "place"],
@@ -207,7 +207,7 @@ def train_rows(schema: dict[str, Any], replies: dict[str, Any], material: dict[s
         turns = [(text, intent, entities)]
         slot = missing_slot(intent, entities, replies)
         other, next_pattern = patterns[(number * 7 + 13) % len(patterns)]
-        if slot and rng.random() < MULTI_TURN * len(patterns) / 2000:
+        if slot and rng.random() < MULTI_TURN:
             second, more = fill(rng.choice(material["followups"][slot]), intent, values)
             turns.append((second, intent, in_order(entities | more, [text, second])))
         elif rng.random() < TOPIC_CHANGE and not set(entities) & set(SLOT.findall(next_pattern)):

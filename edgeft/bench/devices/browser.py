@@ -66,7 +66,7 @@ def parse_options(address: str) -> Options:
                 values["threads"] = int(text)
             elif name == "cpu" and 1 <= float(text.removesuffix("x")) <= 100:
                 values["slower"] = float(text.removesuffix("x"))
-            elif name == "cdp" and text.startswith(("http://", "https://", "ws://", "wss://")):
+            elif name == "cdp" and text.startswith(("http://", "https://")):
                 values["cdp"] = text
             elif name == "port" and 0 < int(text) < 65536:
                 values["port"] = int(text)

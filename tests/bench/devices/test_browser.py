@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
 
 from edgeft.bench.devices.browser import find_chromium
-from edgeft.bench.devices.device import DeviceError, opened
+from edgeft.bench.devices.device import DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import ForcedJob, Job, RowJob, SpeedJob
 from edgeft.bench.devices.partial import completed
 from edgeft.bench.devices.web_runtimes import find_runtime
@@ -22,15 +27,20 @@ ROUNDING = 1.0  # nats between two kernels that multiply 4-bit weights with inpu
 ANSWER = "Red, green and\nblue \N{EN DASH} caf\N{LATIN SMALL LETTER E WITH ACUTE}."
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_package_in_chromium_answers_and_scores_as_on_this_machine(tmp_path: Path) -> None:
+@pytest.fixture
+def playing() -> None:
+    """Skips where no browser can be driven."""
     pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install 'edgeft[browser]'")
     try:
         find_chromium()
         find_runtime("gguf")
     except DeviceError as error:
         pytest.skip(f"{error.message}: {error.hint}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_package_in_chromium_answers_and_scores_as_on_this_machine(tmp_path: Path, playing: None) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "model.gguf").symlink_to(smollm2_gguf())
@@ -64,3 +74,53 @@ def test_a_package_in_chromium_answers_and_scores_as_on_this_machine(tmp_path: P
     for prompt, answer in zip(prompts, found["answers"], strict=True):
         logits_V = session.prefill(prompt)
         assert logits_V.max() - logits_V[answer[0]] < ROUNDING, "only a near tie may fall to the other side"
+
+
+@pytest.fixture
+def users_browser(tmp_path: Path, playing: None) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """A Chromium that someone has started, and the address at which it can be driven."""
+    profile = tmp_path / "profile"
+    root = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    flags = ["--headless", "--disable-gpu", "--no-first-run", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+    process = subprocess.Popen([find_chromium(), *flags, *root, "about:blank"], stderr=subprocess.DEVNULL)
+    told = profile / "DevToolsActivePort"
+    deadline = time.monotonic() + 60
+    while not (told.is_file() and told.read_text().count("\n")):
+        assert time.monotonic() < deadline and process.poll() is None, "Chromium did not start"
+        time.sleep(0.1)
+    yield process, f"http://localhost:{told.read_text().split()[0]}"
+    process.kill()
+    process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_browser_that_runs_already_lends_one_page_and_stays_open(
+    tmp_path: Path, tiny_gguf: Path, users_browser: tuple[subprocess.Popen[bytes], str]
+) -> None:
+    process, address = users_browser
+
+    def pages() -> list[str]:
+        with urlopen(f"{address}/json/list", timeout=10) as answer:
+            return sorted(page["url"] for page in json.load(answer) if page["type"] == "page")
+
+    session = open_session(tiny_gguf, 1, 64)
+    prompt = session.prompt_ids([{"role": "user", "content": "hi"}])
+    job = Job(threads=1, context=64, max_new_tokens=4, speed=SpeedJob(prompt, 2, 1), rows=[RowJob(prompt)])
+    before = pages()
+    with opened(f"browser:threads=1,cdp={address}") as device:
+        assert device.probe()["machine"] == "wasm32"
+        device.push({"model.gguf": tiny_gguf / "model.gguf"})
+        found = device.run(job, tmp_path, lambda _line: None)
+    logits_V = session.prefill(prompt)
+    assert logits_V.max() - logits_V[found["answers"][0][0]] < 0.01
+    assert found["runtime"] == "wllama" and [len(one["decode_s"]) for one in found["samples"]] == [2]
+    assert process.poll() is None and pages() == before
+    with opened(f"browser:cdp={address}") as device:
+        process.kill()
+        process.wait()
+        with pytest.raises(DeviceLost, match="no browser answers"):
+            device.probe()
+        device.push({"model.gguf": tiny_gguf / "model.gguf"})
+        with pytest.raises(DeviceLost, match="connect"):
+            device.run(job, tmp_path, lambda _line: None)

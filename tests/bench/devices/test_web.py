@@ -123,6 +123,7 @@ def test_options_are_read_and_mistakes_named() -> None:
         "cpu=0.5",
         "speed=1",
         "cdp=localhost",
+        "cdp=ws://localhost:9222/devtools/browser/1",
         "port=99999",
         "cpu=4x,cdp=http://a",
     ):
