@@ -116,17 +116,25 @@ def maker() -> dict[str, Any]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    names = ("data", "rows", "tokens a row", "threads", "", "rows/CPU-s", "tokens/CPU-s", "rows/s", "GEMM rate",
-             "peak RSS", "val. loss", "exact")  # fmt: skip
-    lines = [f"| {' | '.join(names)} |", f"|---|{'---:|' * 3}---|{'---:|' * 7}"]
+    """Where it was measured, and a line for each side of each comparison."""
+    made_by, turns = results[0]["made_by"], results[0]["turns"]
+    about = (
+        f"{made_by['cpu']}, torch {made_by['torch']}; fresh processes in turns, "
+        f"{f'medians of {turns} turns in the first comparison, ' if turns > 1 else ''}one turn otherwise."
+    )
+    names = ("data", "rows", "tokens a row", "threads", "", "rows/CPU-s", "TRL's", "tokens/CPU-s", "rows/s",
+             "GEMM rate", "peak RSS", "val. loss", "exact")  # fmt: skip
+    lines = [about, "", f"| {' | '.join(names)} |", f"|---|{'---:|' * 3}---|{'---:|' * 8}"]
     for result in results:
         for side in SIDES:
             one = result[side]
             share = f"{100 * one['gemm_share']:.0f}%" if "gemm_share" in one else ""
             tokens = one["tokens_per_cpu_s"] / one["rows_per_cpu_s"]
+            times = f"x {one['rows_per_cpu_s'] / result['trl']['rows_per_cpu_s']:.2f}"
             cells = (result["data"], f"{one['rows']:.0f}", f"{tokens:.0f}", f"{result['threads']}", side,
-                     f"{one['rows_per_cpu_s']:.2f}", f"{one['tokens_per_cpu_s']:.0f}", f"{one['rows_per_s']:.2f}",
-                     share, f"{one['peak_rss_bytes'] / 1e9:.1f} GB", f"{one['val_loss']:.4f}",
+                     f"{one['rows_per_cpu_s']:.2f}", times if side == "edgeft" else "",
+                     f"{one['tokens_per_cpu_s']:.0f}", f"{one['rows_per_s']:.2f}", share,
+                     f"{one['peak_rss_bytes'] / 1e9:.1f} GB", f"{one['val_loss']:.4f}",
                      f"{100 * one['exact_match']:.1f}%")  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
