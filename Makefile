@@ -79,7 +79,7 @@ bench-training: setup ## Training speed against TRL's; FULL=1 for all of it (an 
 	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
 	@$(BIN)/python -m benchmarks.training.compare $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
 
-bench-distill: setup ## Students against their teacher, distilling against TRL's; FULL=1 and DATA= as above
+bench-distill: setup ## Students against their teacher, distilling against TRL's; FULL=1 for all of it (a night), DATA= as above
 	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
 	@$(BIN)/python -m benchmarks.distill.compare $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
 

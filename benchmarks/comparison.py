@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import statistics
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from edgeft.bench.host import peak_rss
+from edgeft.bench.host import host_facts, peak_rss
 from edgeft.progress import Reporter
 from edgeft.settings import DataSettings
 from edgeft.stages import data
@@ -116,3 +117,18 @@ def once(module: str, job: str, threads: int) -> Figures:
 
 def medians(runs: Sequence[Figures]) -> Figures:
     return {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+
+
+def maker() -> dict[str, Any]:
+    """What figures of training depend on: CPU, torch, and the code that trains."""
+    code = hashlib.sha256()
+    for path in sorted((ROOT / "edgeft" / "tune").glob("*.py")):
+        code.update(path.read_bytes())
+    return {"cpu": host_facts()["cpu"], "torch": torch.__version__, "edgeft_tune_sha256": code.hexdigest()}
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file so that a kill leaves the old one or the new one."""
+    beside = path.with_name(f"{path.name}.writing")
+    beside.write_text(text, "utf-8")
+    beside.replace(path)

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.distill import compare as distill_compare
+from benchmarks.distill.students import Result
 from benchmarks.speed import run as speed_run
 from benchmarks.targets import drive, run
 from benchmarks.training import compare
@@ -149,7 +151,59 @@ def test_a_long_comparison_that_was_cut_off_goes_on_and_other_code_begins_anew(
         *("b, 240 rows, 1 threads, 1 turns", "a, 1000000 rows, 2 threads, 1 turns"),
     ]
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"] == "a"
-    assert len((tmp_path / "table.md").read_text().splitlines()) == 2 + 2 * len(done)
-    monkeypatch.setattr(compare, "maker", lambda: {"cpu": "another"})
+    assert len((tmp_path / "table.md").read_text().splitlines()) == 4 + 2 * len(done)
+    monkeypatch.setattr(compare, "maker", lambda: {"cpu": "another", "torch": "2"})
     compare.main()
     assert len(done) == 10
+
+
+def test_students_are_compared_seed_by_seed_and_a_call_that_was_cut_off_trains_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sides = dict.fromkeys(("rows_per_cpu_s", "rows_per_s", "peak_rss_bytes", "val_loss", "exact_match"), 2.0)
+    ours = {**sides, "rows_per_cpu_s": 9.0, "loss_vs_dense": 1.0}
+    gkd = {"edgeft": ours, "trl": sides, "target_seconds_per_row": 0.1}
+    asked: list[str] = []
+
+    def against_gkd(runs: Path, settings: tuple[str, ...], threads: int, turns: int) -> dict[str, Any]:
+        asked.append(f"{settings[0]} beside GKDTrainer, {turns} turns")
+        return {**gkd, "made_by": distill_compare.maker()}
+
+    def measure(recipe: Path, runs: Path, variant: Any, seed: int, settings: tuple[str, ...]) -> Result:
+        if len(asked) == stop_at:
+            raise KeyboardInterrupt
+        asked.append(f"{settings[0]}, {variant}, seed {seed}")
+        kept = (0.9, 0.95, 0.8)[seed]
+        return Result(variant, "1/3", seed, 0.33, 3.0, 300, 0.9, 0.9 * kept, (kept, 0.0, 1.0), 100.0)
+
+    monkeypatch.setattr(distill_compare, "HERE", tmp_path)
+    monkeypatch.setattr(distill_compare, "sources", lambda *given: iter([("a", ("of a",)), ("b", ("of b",))]))
+    monkeypatch.setattr(distill_compare, "against_gkd", against_gkd)
+    monkeypatch.setattr(distill_compare, "measure", measure)
+    monkeypatch.setattr(distill_compare, "variants", lambda *given: iter(["whole", "plain"]))
+    monkeypatch.setattr(distill_compare, "load_recipe", lambda *given: None)
+    monkeypatch.setattr(distill_compare, "read_config", lambda folder: {"num_hidden_layers": 30})
+    monkeypatch.setattr(distill_compare, "Pipeline", FirstStage)
+    monkeypatch.setattr(sys, "argv", ["compare", "--full"])
+    stop_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        distill_compare.main()
+    first = ["of a beside GKDTrainer, 3 turns", "of a, whole, seed 0", "of a, plain, seed 0", "of a, whole, seed 1"]
+    assert asked == first
+    assert "| whole | 1/3 | 2 |" in (tmp_path / "table.md").read_text()
+    stop_at = -1
+    distill_compare.main()
+    assert [one for one in asked if "GKD" in one] == [f"of {name} beside GKDTrainer, 3 turns" for name in "ab"]
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["data"], found["retention"], found["rows_per_s_ratio_vs_trl_gkd"]) == ("a", 0.9, 4.5)
+    assert "## b" in (tmp_path / "table.md").read_text()
+
+
+class FirstStage:
+    """A pipeline whose base model is somewhere."""
+
+    def __init__(self, *given: Any) -> None:
+        self.path = Path("base")
+
+    def run(self, stage: str) -> dict[str, Any]:
+        return {stage: self}

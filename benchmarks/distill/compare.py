@@ -1,10 +1,11 @@
 """Students against their teacher, and distilling from cached targets against TRL's GKDTrainer with a live teacher.
 
-`make bench-distill` trains one teacher and one student of a third of its size on a few rows, and both sides of the
-comparison on the same teacher; `FULL=1` all sizes and ingredients with 3 seeds on all rows, for hours. DATA names a
-folder with bitext_support.*.jsonl and banking77.*.jsonl, without which the support bot's own rows are taken. Finished
-parts are kept in the runs folder and not done again. Writes table.md and results.json beside this file with FULL=1,
-and ends with one line of JSON.
+`make bench-distill` trains one teacher and one student of a third of its size on 800 rows, and both sides of the
+comparison on the same teacher; `FULL=1` also students of other sizes and without each ingredient, with 3 seeds, on
+each data set, answered on 300 rows: a night on 2 cores. DATA names a folder with bitext_support.*.jsonl and
+banking77.*.jsonl, without which the support bot's own rows are taken. Finished parts are kept, in the runs folder and
+in results.json, and not done again. FULL=1 writes table.md and results.json beside this file after every student, the
+first seed of all before the second. The last line is one line of JSON about the first data set.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.comparison import ROOT, as_chat, by_turns
+from benchmarks.comparison import ROOT, as_chat, by_turns, maker, write_whole
 from benchmarks.distill.common import Job
 from benchmarks.distill.students import LEAN, Result, markdown, measure, variants
 from edgeft.formats.hf import read_config
@@ -27,7 +28,10 @@ from edgeft.recipe import load_recipe
 HERE = Path(__file__).parent
 RECIPE = ROOT / "recipes" / "support-bot.yaml"
 SIDES = {"edgeft": "benchmarks.distill.edgeft_side", "trl": "benchmarks.distill.trl_side"}
-SLICE = ("data.max_train_rows=800", "data.max_eval_rows=100", "train.epochs=1", "distill.epochs=8")
+ROWS = ("data.max_train_rows=800", "train.epochs=1", "distill.epochs=8")
+MANY_LABELS = ("data.max_train_rows=2400", "train.epochs=2", "distill.epochs=3")  # 77 labels, short rows
+ASKED = 100, 300  # rows, without and with FULL=1
+SEEDS = 3
 GKD_STUDENT = ("student.layers=15", "student.vocabulary=null")  # GKDTrainer needs the teacher's vocabulary
 GKD_ROWS = 240
 
@@ -40,37 +44,59 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs")
     args = parser.parse_args()
     results: dict[str, list[Result]] = {}
-    peers: dict[str, Any] = {}
+    peers = compared_before() if args.full else {}
     for name, settings in sources(args.data, args.runs, args.full):
-        settings = (*settings, f"name=bench-{name}") if args.full else (*settings, *SLICE, f"name=bench-{name}")
-        results[name] = students(args.runs, settings, args.full)
-        peers[name] = against_gkd(args.runs, settings, args.threads, turns=3 if args.full else 1)
-    table = "\n\n".join(
-        f"## {name}\n\n{markdown(found)}\n\n{gkd_table(peers[name])}" for name, found in results.items()
-    )
-    print(table)
-    if args.full:
-        (HERE / "table.md").write_text(f"# Students, as measured by `make bench-distill FULL=1`\n\n{table}\n", "utf-8")
-        record = {
-            name: {"students": [r.record() for r in found], "gkd": peers[name]} for name, found in results.items()
-        }
-        (HERE / "results.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+        settings = (*settings, f"data.max_eval_rows={ASKED[args.full]}", f"name=bench-{name}")
+        if name not in peers:
+            peers[name] = against_gkd(args.runs, settings, args.threads, turns=3 if args.full else 1)
+        results[name] = []
+        for result in students(args.runs, settings, args.full):
+            results[name].append(result)
+            if args.full:
+                write_results(results, peers)
+    print(markdown_of(results, peers))
     name = next(iter(results))
-    print(json.dumps(summary(name, results[name][0], peers[name], whole=args.full)))
+    print(json.dumps(summary(name, typical(results[name]), peers[name], whole=args.full)))
+
+
+def compared_before() -> dict[str, Any]:
+    """The comparisons with GKDTrainer of an earlier call, by data set, if this program made them on such a machine."""
+    path = HERE / "results.json"
+    found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return {name: one["gkd"] for name, one in found.items() if one["gkd"].get("made_by") == maker()}
+
+
+def write_results(results: dict[str, list[Result]], peers: dict[str, Any]) -> None:
+    record = {
+        name: {"students": [r.record() for r in results.get(name, [])], "gkd": gkd} for name, gkd in peers.items()
+    }
+    write_whole(HERE / "results.json", json.dumps(record, indent=1) + "\n")
+    about = f"{maker()['cpu']}, torch {maker()['torch']}; medians over the seeds, least and most in brackets."
+    write_whole(HERE / "table.md", f"{about}\n\n{markdown_of(results, peers)}\n")
+
+
+def markdown_of(results: dict[str, list[Result]], peers: dict[str, Any]) -> str:
+    return "\n\n".join(f"## {name}\n\n{markdown(found)}\n\n{gkd_table(peers[name])}" for name, found in results.items())
+
+
+def typical(results: list[Result]) -> Result:
+    """Of the first variant's seeds the one in the middle, by what it kept of its teacher; of two, the lower."""
+    first = [one for one in results if (one.variant, one.part) == (results[0].variant, results[0].part)]
+    return sorted(first, key=lambda one: one.retention[0] if one.retention else 0.0)[(len(first) - 1) // 2]
 
 
 def sources(folder: Path | None, runs: Path, full: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Name and settings of each data set there is."""
     if folder is None:
-        yield "support-bot", ()
+        yield "support-bot", ROWS
         return
     work = runs / "bench-distill-data"
     work.mkdir(parents=True, exist_ok=True)
     halves = fresh_halves(folder / "bitext_support.dev.jsonl", work)
-    yield "bitext", split_settings(folder / "bitext_support.train_freshslots.jsonl", *halves)
+    yield "bitext", (*split_settings(folder / "bitext_support.train_freshslots.jsonl", *halves), *ROWS)
     if full:
         chats = [as_chat(folder / f"banking77.{split}.jsonl", work) for split in ("train", "dev", "test_open")]
-        yield "banking77", (*split_settings(*chats), "data.target_field=null")
+        yield "banking77", (*split_settings(*chats), *MANY_LABELS, "data.target_field=null")
 
 
 def split_settings(train: Path, validation: Path, test: Path) -> tuple[str, ...]:
@@ -99,15 +125,14 @@ def with_fresh_digits(row: dict[str, Any], draw: random.Random) -> dict[str, Any
     return {**row, "messages": [user, *row["messages"][1:]], "meta": meta}
 
 
-def students(runs: Path, settings: tuple[str, ...], full: bool) -> list[Result]:
+def students(runs: Path, settings: tuple[str, ...], full: bool) -> Iterator[Result]:
     base = Pipeline(load_recipe(RECIPE, settings), runs, sys.stderr).run("base")["base"]
     layers = read_config(base.path)["num_hidden_layers"]
-    found = []
-    for variant in variants(layers, full):
-        for seed in range(3 if full else 1):
-            found.append(measure(RECIPE, runs, variant, seed, settings))
-            print(found[-1], file=sys.stderr, flush=True)
-    return found
+    for seed in range(SEEDS if full else 1):
+        for variant in variants(layers, full):
+            result = measure(RECIPE, runs, variant, seed, settings)
+            print(result, file=sys.stderr, flush=True)
+            yield result
 
 
 def against_gkd(runs: Path, settings: tuple[str, ...], threads: int, turns: int) -> dict[str, Any]:
@@ -118,7 +143,8 @@ def against_gkd(runs: Path, settings: tuple[str, ...], threads: int, turns: int)
     job = Job(**folders, rows=GKD_ROWS, threads=threads)
     targets = done["targets"].manifest
     per_row = targets.made_by["seconds"] / targets.metrics["rows"]
-    return {**by_turns(SIDES, job.dump(), threads, turns, "distilling"), "target_seconds_per_row": per_row}
+    found = by_turns(SIDES, job.dump(), threads, turns, "distilling")
+    return {**found, "target_seconds_per_row": per_row, "turns": turns, "made_by": maker()}
 
 
 GKD_INPUTS = {"teacher": "merge", "student": "student", "targets": "targets", "dataset": "data"}

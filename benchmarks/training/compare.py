@@ -10,18 +10,14 @@ line is one line of JSON about the first comparison.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.comparison import MODEL, ROOT, by_turns, datasets
+from benchmarks.comparison import MODEL, by_turns, datasets, maker, write_whole
 from benchmarks.training.common import Job
-from edgeft.bench.host import host_facts
 from edgeft.progress import Reporter
 from edgeft.settings import BaseSettings
 from edgeft.stages import base
@@ -45,10 +41,8 @@ def main() -> None:
             known = next((one for one in earlier if result_of(name, job, one)), None)
             results.append(known or compared(name, job, turns))
             if args.full:
-                beside = HERE / "results.json.writing"
-                beside.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
-                beside.replace(HERE / "results.json")
-                (HERE / "table.md").write_text(markdown(results) + "\n", "utf-8")
+                write_whole(HERE / "results.json", json.dumps(results, indent=1) + "\n")
+                write_whole(HERE / "table.md", markdown(results) + "\n")
     print(markdown(results))
     first = results[0]
     ours, theirs = first["edgeft"], first["trl"]
@@ -105,14 +99,6 @@ def finished() -> list[dict[str, Any]]:
 
 def result_of(name: str, job: Job, result: dict[str, Any]) -> bool:
     return (name, job.rows, job.threads) == (result["data"], result["asked_rows"], result["threads"])
-
-
-def maker() -> dict[str, Any]:
-    """What figures depend on: CPU, torch, and the code that trains."""
-    code = hashlib.sha256()
-    for path in sorted((ROOT / "edgeft" / "tune").glob("*.py")):
-        code.update(path.read_bytes())
-    return {"cpu": host_facts()["cpu"], "torch": torch.__version__, "edgeft_tune_sha256": code.hexdigest()}
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
