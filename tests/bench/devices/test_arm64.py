@@ -43,21 +43,29 @@ def test_without_qemu_or_with_an_unknown_level_it_says_so(monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-def test_it_predicts_what_this_machine_predicts(tmp_path: Path) -> None:
-    level_called("armv8.2")
+@pytest.mark.parametrize(
+    ("level", "has", "lacks"),
+    [
+        ("armv9", {"dotprod", "i8mm"}, set()),
+        ("armv8.2", {"dotprod"}, {"i8mm"}),
+        ("armv8.0", set(), {"dotprod", "i8mm"}),
+    ],
+)
+def test_it_predicts_what_this_machine_predicts(tmp_path: Path, level: str, has: set[str], lacks: set[str]) -> None:
+    level_called(level)
     model = smollm2_gguf()
     session = LlamaCppSession(model, 2, 256)
     prompt, answer = session.prompt_ids(QUESTION), session.answer_ids(REPLY)
     ids, at = [*prompt, *answer], list(range(len(prompt) - 1, len(prompt) + len(answer) - 1))
     answering = Job(2, 256, sorted(session.stop_ids), 8, rows=[RowJob(prompt, answer)])
     forcing = Job(2, 256, forced=[ForcedJob(ids, at)], logits=LOGITS)
-    with opened("arm64") as device:
+    with opened(f"arm64:{level}") as device:
         device.push({"model.gguf": model})
         # apart: in one job the second would find the first one's prompt in the cache, and round in other batches
         answered, out = (device.run(job, tmp_path, lambda line: None) for job in (answering, forcing))
         facts = device.probe()
     assert device.emulated and facts["ram_bytes"] is None and facts["absent"]["ram_bytes"] == "emulated"
-    assert "dotprod" in out["cpu_features"] and out["samples"] == []
+    assert has <= set(out["cpu_features"]) and not lacks & set(out["cpu_features"]) and out["samples"] == []
     [own] = session.score([(ids, at)])
     theirs = np.fromfile(tmp_path / LOGITS, np.float32).reshape(own.shape)
     agreement = compare(own, theirs, np.array(answer, np.int32))
