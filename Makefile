@@ -75,7 +75,7 @@ bench-speed: setup ## Our figures beside those of llama-bench, onnxruntime-genai
 	  || echo "bench-speed: lm-evaluation-harness cannot be installed; its figures are left out"
 	@$(BIN)/python -m benchmarks.speed.run $(if $(RUNS),--runs $(RUNS)) $(if $(DATA),--data $(DATA))
 
-bench-training: setup ## Training speed against TRL's; FULL=1 for all of it (an hour), DATA= a folder of real data sets
+bench-training: setup ## Training speed against TRL's; FULL=1 for all of it (75 minutes), DATA= a folder of real data sets
 	@$(PIP) install --no-deps --upgrade --target $(VENV)/peers "$(PEER)"
 	@$(BIN)/python -m benchmarks.training.compare $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
 

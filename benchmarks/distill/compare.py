@@ -50,6 +50,8 @@ def main() -> None:
         if name not in peers:
             peers[name] = against_gkd(args.runs, settings, args.threads, turns=3 if args.full else 1)
         results[name] = []
+        if args.full:
+            write_results(results, peers)
         for result in students(args.runs, settings, args.full):
             results[name].append(result)
             if args.full:
@@ -71,7 +73,8 @@ def write_results(results: dict[str, list[Result]], peers: dict[str, Any]) -> No
         name: {"students": [r.record() for r in results.get(name, [])], "gkd": gkd} for name, gkd in peers.items()
     }
     write_whole(HERE / "results.json", json.dumps(record, indent=1) + "\n")
-    about = f"{maker()['cpu']}, torch {maker()['torch']}; medians over the seeds, least and most in brackets."
+    made_by = maker()
+    about = f"{made_by['cpu']}, torch {made_by['torch']}; medians over the seeds, least and most in brackets."
     write_whole(HERE / "table.md", f"{about}\n\n{markdown_of(results, peers)}\n")
 
 

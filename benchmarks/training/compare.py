@@ -1,10 +1,10 @@
 """Trains the same rows with edgeft and with TRL's SFTTrainer, each in processes of its own, taking turns.
 
 `make bench-training` compares on some rows of one data set, `FULL=1` also on all of its rows, on other data sets with
-shorter and longer rows, and with one thread: about an hour on 2 cores. DATA names a folder with bitext_support.*.jsonl,
-banking77.*.jsonl and bitext_longreply.*.jsonl, without which the support bot's own rows are taken. FULL=1 writes
-table.md and results.json beside this file after every comparison, and goes on from there if it was cut off. The last
-line is one line of JSON about the first comparison.
+shorter and longer rows, and with one thread: an hour and a quarter on 2 cores. DATA names a folder with
+bitext_support.*.jsonl, banking77.*.jsonl and bitext_longreply.*.jsonl, without which the support bot's own rows are
+taken. FULL=1 writes table.md and results.json beside this file after every comparison, and goes on from there if it
+was cut off. The last line is one line of JSON about the first comparison.
 """
 
 from __future__ import annotations

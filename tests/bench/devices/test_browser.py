@@ -85,12 +85,14 @@ def users_browser(tmp_path: Path, playing: None) -> Iterator[tuple[subprocess.Po
     process = subprocess.Popen([find_chromium(), *flags, *root, "about:blank"], stderr=subprocess.DEVNULL)
     told = profile / "DevToolsActivePort"
     deadline = time.monotonic() + 60
-    while not (told.is_file() and told.read_text().count("\n")):
-        assert time.monotonic() < deadline and process.poll() is None, "Chromium did not start"
-        time.sleep(0.1)
-    yield process, f"http://localhost:{told.read_text().split()[0]}"
-    process.kill()
-    process.wait()
+    try:
+        while not (told.is_file() and told.read_text().count("\n")):
+            assert time.monotonic() < deadline and process.poll() is None, "Chromium did not start"
+            time.sleep(0.1)
+        yield process, f"http://localhost:{told.read_text().split()[0]}"
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.slow
