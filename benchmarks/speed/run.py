@@ -224,10 +224,7 @@ def _lm_eval(job: dict[str, Any]) -> dict[str, Any]:
 
 def rows_per_second(bench: Bench) -> dict[str, Any]:
     """Rows of the test set per second, against one request after another with an empty cache."""
-    dataset = next((a for a in reversed(bench.runs.all) if a.manifest.stage == "data"), None)
-    if dataset is None:
-        raise Missing("the run has no data")
-    rows = accuracy_rows.read(dataset.file("test.jsonl"))[: accuracy_rows.ROWS]
+    rows = accuracy_rows.read(bench.runs.dataset.file("test.jsonl"))[: accuracy_rows.ROWS]
     found = {node: accuracy_rows.measure(bench.package(node), rows, bench.threads) for node in (GGUF, ONNX)}
     speedup = "accuracy_rows_per_s_speedup"
     return {
