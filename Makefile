@@ -68,7 +68,7 @@ recipe-%: setup ## The same for recipes/%.yaml
 
 bench: setup ## Measure finished packages in every runtime that can run them: make bench PACKAGE=runs/export-...
 	@$(BIN)/edgeft bench $(or $(PACKAGE),support-bot) --runtime all $(if $(DATA),--data $(DATA)) \
-	  $(if $(PACKAGE),,--json > runs/runtimes.json && $(BIN)/python tools/docs.py)
+	  $(if $(PACKAGE),,--json > runs/runtimes.json.partial && mv runs/runtimes.json.partial runs/runtimes.json && $(BIN)/python tools/docs.py)
 
 bench-speed: setup ## Our figures beside those of llama-bench, onnxruntime-genai and lm-eval (with peers, all of it)
 	@test -e $(HARNESS)/.ready || { $(PIP) install --no-deps --target $(HARNESS) -r benchmarks/speed/lm-eval.txt && touch $(HARNESS)/.ready; } \

@@ -35,7 +35,7 @@ def bench(
         Path | None, typer.Option(help="Dataset rows to score answers on (runs/data-.../test.jsonl).")
     ] = None,
     rows: Annotated[
-        int | None, typer.Option("--rows", min=1, metavar="N", help="With --data: only its first N rows, stated as n.")
+        int | None, typer.Option("--rows", min=1, metavar="N", help="With --data: only N of its rows, drawn from all.")
     ] = None,
     choices: Annotated[
         Path | None, typer.Option(help='Multiple choice: lines of {"query", "choices", "gold"}.')
@@ -73,6 +73,7 @@ def bench(
     from edgeft.bench.profiles import find_profile, load_profiles
     from edgeft.bench.run import Extras, bench_package
     from edgeft.progress import Reporter
+    from edgeft.text.split import sample
 
     given = {
         "--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target,
@@ -81,7 +82,7 @@ def bench(
     refuse_together({name for name, value in given.items() if value})
     profile = find_profile(like, load_profiles(profiles)) if like else None
     settings, task = _settings_of(package, runs, threads)
-    test_rows = commands.read_test_rows(data)[:rows] if data else None
+    test_rows = sample(commands.read_test_rows(data), rows, seed=0) if data else None
     if target:
         choice = Choice(runs, cpus, strict)
         _bench_targets(target, naming.package_folders(package, runs), test_rows, settings, task, choice, html, as_json)
@@ -115,14 +116,15 @@ def _recorded(result: dict[str, Any], folder: Path, runs: Path, report: Any) -> 
     """The row of what was measured, with what lies under it; the history gets it too, if it can."""
     from edgeft import naming
     from edgeft.bench import history
+    from edgeft.bench.table import package_label
 
     row = {**result["row"], "name": result["row"]["name"] or naming.name_in_run(folder)}
     try:
-        history.add(runs, "-".join(filter(None, (row["name"], row["format"], row["quant"]))), row, result["host"])
+        history.add(runs, f"{row['name']}-{package_label(row).replace(' ', '-', 1)}", row, result["host"])
     except EdgeftError as error:  # it must not cost what was just measured
         report.note(f"not in the history: {error}")
-    details = result["details"]
-    return {**row, "choices": result["choices"], "held_to_grammar": details.get("held_to_grammar"), "details": details}
+    under = {part: result[part] for part in ("choices", "details", "samples", "host")}
+    return {**row, "held_to_grammar": result["details"].get("held_to_grammar"), **under}
 
 
 def refuse_together(given: set[str]) -> None:
@@ -158,6 +160,7 @@ def _sweep(folders: Any, settings: Any, strict: bool, as_json: bool) -> None:
         if not as_json:
             print(folder.name)
             print_table(sweep.HEADERS, list(sweep.lines(points)), right_from=0)
+            print("\n".join(sweep.remarks(points)))
     if as_json:
         print(json.dumps(found, indent=1))
 

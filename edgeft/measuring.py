@@ -29,6 +29,12 @@ class Subject:
     package: Path | None
     row: dict[str, Any] | None  # of the table
     rows: list[dict[str, Any]] | None  # per test row
+    cpu: str | None = None  # that it was measured on
+
+    def circumstances(self) -> dict[str, Any]:
+        """What a reading of speed or memory depends on beside the package."""
+        told = (self.row or {}).get("conditions") or {}
+        return {"CPU": self.cpu} | {name: told.get(name) for name in ("threads", "prompt_tokens", "decode_tokens")}
 
 
 def find_subject(name: str, runs: Path) -> Subject:
@@ -63,7 +69,9 @@ def _subject(name: str, package: Path | None, measured: Artifact | None) -> Subj
 
     if measured is None:
         return Subject(name, package, None, None)
-    return Subject(name, package, measured.read_json("result.json"), read_rows(measured.file("rows.jsonl")))
+    host = measured.read_json("log/host.json") if "log/host.json" in measured.manifest.files else {}
+    rows = read_rows(measured.file("rows.jsonl"))
+    return Subject(name, package, measured.read_json("result.json"), rows, host.get("cpu"))
 
 
 def compare(
@@ -87,7 +95,11 @@ def compare(
     if timed:
         found += by.compare_speeds(_in_turns(first, second, settings, rounds, report, strict))
     if first.row is not None and second.row is not None:
-        found += by.compare_plain(first.row, second.row, [one.figure for one in found])
+        said = [one.figure for one in found]
+        if apart := _apart(first, second):
+            report.note(f"single readings of speed and memory are left out: {apart}")
+            said += by.TIMED
+        found += by.compare_plain(first.row, second.row, said)
     if not found:
         raise DataError(
             f"nothing to compare: {first.name} and {second.name} are not both measured, and speed was not asked for",
@@ -96,16 +108,22 @@ def compare(
     return found
 
 
+def _apart(first: Subject, second: Subject) -> str:
+    """In what the circumstances of the two measurements differ, in words; empty if in nothing that is known."""
+    old, new = first.circumstances(), second.circumstances()
+    return ", ".join(f"{name} {old[name]} and {new[name]}" for name in old if old[name] != new[name])
+
+
 def _in_turns(
     first: Subject, second: Subject, settings: BenchSettings, rounds: int, report: Reporter, strict: bool
-) -> dict[str, list[dict[str, float]]]:
+) -> dict[str, list[dict[str, Any]]]:
     from edgeft.bench.compare import alternate
     from edgeft.bench.run import time_package
 
     packages = {"A": first.package, "B": second.package}
     with report.track("speed in turns", 2 * rounds) as task:
 
-        def measure(side: str) -> dict[str, float]:
+        def measure(side: str) -> dict[str, Any]:
             package = packages[side]
             assert package is not None
             figures = time_package(package, settings, strict)

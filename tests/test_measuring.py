@@ -24,14 +24,14 @@ def package(runs: Path, name: str) -> Artifact:
 
 
 def measured(
-    runs: Path, of: Artifact, hits: int, size: float, rows: int = 40, test: str = "t", **more: Any
+    runs: Path, of: Artifact, hits: int, size: float, rows: int = 40, test: str = "t", threads: int = 2, **more: Any
 ) -> Artifact:
     found = [
         {"id": f"r{i}", "joint_correct": i < hits, "intent_correct": True, "json_valid": True, "chrf": 50.0,
          "nll": 0.1, "num_answer_tokens": 5, "slices": {"label": "x"}} for i in range(rows)
     ]  # fmt: skip
     values = {"digest": of.digest, "bytes": size, "joint_exact_match": wilson(hits, rows), **SPEED,
-              "conditions": {"test_rows": test}}  # fmt: skip
+              "conditions": {"test_rows": test, "threads": threads}}  # fmt: skip
     files = {
         "result.json": json.dumps(make_row(values, dict.fromkeys(FIELDS, "not in this test"))),
         "rows.jsonl": "".join(json.dumps(row) + "\n" for row in found),
@@ -73,6 +73,17 @@ def test_measurements_are_compared_row_by_row(runs: Path, capsys: Captured) -> N
     assert (told["joint_exact_match"]["first"], told["joint_exact_match"]["second"]) == (0.9, 0.75)
     assert told["joint_exact_match"]["p"] == pytest.approx(2 / 2**6)
     assert told["bytes"]["change"] is None
+
+
+def test_readings_of_other_circumstances_are_not_put_side_by_side(runs: Path, capsys: Captured) -> None:
+    assert compare(runs, "--rounds", "0", "--json") == 0
+    assert "decode_tps" in capsys.readouterr().out
+    measured(runs, package(runs, "new"), 39, 1e6, threads=4)
+    assert compare(runs, "--rounds", "0", "--json", second="bench-export-new-39") == 0
+    said = capsys.readouterr()
+    figures = {one["figure"] for one in json.loads(said.out)["figures"]}
+    assert {"bytes", "joint_exact_match"} <= figures and not {"decode_tps", "peak_rss_bytes"} & figures
+    assert "left out: threads 2 and 4" in said.err
 
 
 def test_a_package_stands_for_its_newest_measurement(runs: Path, capsys: Captured) -> None:

@@ -23,6 +23,7 @@ SHARES = {
 }  # figure -> whether a row is right
 SPEEDS = ("decode_tps", "prefill_tps", "ttft_s", "peak_rss_bytes")
 PLAIN = ("bytes", "kl_mean", "load_s", "cold_load_s", "decode_ms_p99", "ece")
+TIMED = (*SPEEDS, "load_s", "cold_load_s", "decode_ms_p99")  # of a machine, not of the file alone
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def compare_rows(first: Sequence[Row], second: Sequence[Row]) -> list[Compared]:
     pairs = list(zip(first, second, strict=True))
     found = []
     for figure, field in SHARES.items():
-        judged = [(bool(a[field]), bool(b[field])) for a, b in pairs if a.get(field) is not None]
+        judged = [(bool(a[field]), bool(b[field])) for a, b in pairs if None not in (a.get(field), b.get(field))]
         if not judged:
             continue
         lost, won = sum(a and not b for a, b in judged), sum(b and not a for a, b in judged)
@@ -94,22 +95,23 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def alternate(measure: Callable[[str], dict[str, float]], rounds: int) -> dict[str, list[dict[str, float]]]:
+def alternate(measure: Callable[[str], dict[str, Any]], rounds: int) -> dict[str, list[dict[str, Any]]]:
     """Run A and B in turns, A B, B A, A B ...: what drifts (heat, load) meets both alike."""
-    runs: dict[str, list[dict[str, float]]] = {"A": [], "B": []}
+    runs: dict[str, list[dict[str, Any]]] = {"A": [], "B": []}
     for number in range(rounds):
         for side in ("AB", "BA")[number % 2]:
             runs[side].append(measure(side))
     return runs
 
 
-def compare_speeds(runs: dict[str, list[dict[str, float]]]) -> list[Compared]:
-    """Medians over the processes, and the ratio B / A of the medians with its interval."""
+def compare_speeds(runs: dict[str, list[dict[str, Any]]]) -> list[Compared]:
+    """Medians over the processes, and the ratio B / A of the medians with its interval; how many were disturbed."""
     found = []
+    doubtful = sum(bool(run.get("marks")) for side in runs.values() for run in side)
     for figure in SPEEDS:
         old, new = ([run[figure] for run in runs[side]] for side in "AB")
         first, second = float(np.median(old)), float(np.median(new))
-        detail = f"{len(old)} processes each, in turns"
+        detail = f"{len(old)} processes each, in turns" + (f", {doubtful} of them disturbed" if doubtful else "")
         found.append(Compared(figure, first, second, median_ratio(old, new), "ratio", None, detail))
     return found
 

@@ -13,7 +13,7 @@ import psutil
 
 from edgeft.bench.host import frequency_mhz, load_average, temperature_c
 
-BUSY_SHARE = 0.10  # of the usable cores, taken by others
+BUSY_SHARE = 0.10  # of the CPU time of the measured threads, taken by others
 DRIFT = 0.10  # by how much the later repeats may be slower than the earlier ones
 CLOCK_DROP = 0.10
 LOOK_S = 1.0
@@ -40,34 +40,35 @@ def look() -> Moment:
     return Moment(time.monotonic(), own, sum(times) - idle - guest, frequency_mhz(), temperature_c(), load_average())
 
 
-def others_share(before: Moment, after: Moment, cores: int) -> float | None:
-    """Share of the cores that other processes, and other guests of the machine, took between two moments."""
+def others_share(before: Moment, after: Moment, threads: int) -> float | None:
+    """CPU time that other processes, and other guests of the machine, took between two moments, as a share of what the
+    measured threads could have had: on many cores one busy process weighs as much as on few."""
     if None in (before.busy_s, after.busy_s, before.own_s, after.own_s):
         return None
     others = (after.busy_s - before.busy_s) - (after.own_s - before.own_s)  # type: ignore[operator]
-    return min(1.0, max(0.0, others / max(1e-9, (after.wall_s - before.wall_s) * cores)))
+    return min(1.0, max(0.0, others / max(1e-9, (after.wall_s - before.wall_s) * threads)))
 
 
-def busy_now(cores: int, seconds: float = LOOK_S) -> float:
+def busy_now(threads: int, seconds: float = LOOK_S) -> float:
     """`others_share` over the next moments, in which this process does nothing."""
     before = look()
     time.sleep(seconds)
-    return others_share(before, look(), cores) or 0.0
+    return others_share(before, look(), threads) or 0.0
 
 
 def drift(samples: Sequence[dict[str, Any]]) -> float:
-    """By how much the last third of the repeats decodes slower than the first third; 0 for fewer than 6 repeats."""
+    """By how much the last third of the repeats, at least two, decodes slower than the first; 0 for fewer than 4."""
     rates = [len(sample["decode_s"]) / sum(sample["decode_s"]) for sample in samples]
-    third = len(rates) // 3
-    return 1 - float(np.median(rates[-third:]) / np.median(rates[:third])) if third > 1 else 0.0
+    part = max(2, len(rates) // 3)
+    return 1 - float(np.median(rates[-part:]) / np.median(rates[:part])) if len(rates) >= 2 * part else 0.0
 
 
-def describe(before: Moment, after: Moment, samples: Sequence[dict[str, Any]], cores: int) -> dict[str, Any]:
+def describe(before: Moment, after: Moment, samples: Sequence[dict[str, Any]], threads: int) -> dict[str, Any]:
     """The conditions as a record; `marks` says in words what makes the timings doubtful, empty if nothing does."""
-    share, slower = others_share(before, after, cores), drift(samples)
+    share, slower = others_share(before, after, threads), drift(samples)
     marks = []
     if share is not None and share > BUSY_SHARE:
-        marks.append(f"busy: others took {share:.0%} of the cores")
+        marks.append(f"busy: others took {share:.0%} of the time of {threads} threads")
     if slower > DRIFT:
         marks.append(f"slowing: the last repeats were {slower:.0%} slower than the first")
     clocks = (before.frequency_mhz, after.frequency_mhz)

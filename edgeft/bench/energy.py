@@ -14,6 +14,7 @@ from statistics import median
 
 SYSFS = Path("/sys/class")
 DOMAINS = "intel-rapl:?"  # whole processors (AMD's too); their parts have a second number
+PLATFORM = "psys"  # beside them on laptops: all of the board, the processors once more
 NO_METER = "this machine has no energy counter (powercap) and runs on no battery that tells its power"
 NOT_ALLOWED = "the energy counters below {folder} may be read by root alone"
 NO_TIME = "too short to be read from the energy counters"
@@ -70,7 +71,8 @@ class Meter:
     def _read_counters(self) -> dict[Path, int]:
         folder = self.sysfs / "powercap"
         try:
-            return {domain: int((domain / "energy_uj").read_text("ascii")) for domain in sorted(folder.glob(DOMAINS))}
+            packages = [domain for domain in sorted(folder.glob(DOMAINS)) if not _is_platform(domain)]
+            return {domain: int((domain / "energy_uj").read_text("ascii")) for domain in packages}
         except PermissionError:
             raise Refused(NOT_ALLOWED.format(folder=folder)) from None
         except (OSError, ValueError):
@@ -91,3 +93,8 @@ class Meter:
             except (OSError, ValueError):
                 continue
         return None
+
+
+def _is_platform(domain: Path) -> bool:
+    name = domain / "name"
+    return name.is_file() and name.read_text("ascii").strip() == PLATFORM

@@ -16,8 +16,9 @@ from edgeft.bench.stats import mcnemar_exact, wilson
 from edgeft.bench.task import Task
 from edgeft.errors import DataError
 from edgeft.text.answer import first_line_json
+from edgeft.text.split import sample
 
-ROWS = 50  # rows answered both ways: held answers are generated one after another
+ROWS = 50  # answered both ways: held answers are generated one after another
 FIGURES = {"json_valid": "json_valid", "intent_accuracy": "intent_correct", "joint_exact_match": "joint_correct"}
 REST = r"""
 value ::= string | number | "true" | "false" | "null" | list
@@ -44,7 +45,8 @@ class HoldsToGrammar(Protocol):
 
 
 def grammar_of(train: Sequence[dict[str, Any]], task: Task) -> str:
-    """Labels and field names as they stand in the training answers; values are any JSON, the reply is free.
+    """Labels and field names as they stand in the training answers; values are strings, numbers or lists of them,
+    written and ordered as `json.dumps` and the first answer have it; the reply is free.
 
     Raises DataError if no answer begins with a JSON line of the task's two keys.
     """
@@ -80,11 +82,11 @@ def evaluate(
     max_new_tokens: int,
     on_row: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Answer the first rows held to the grammar, beside the same rows' free results.
+    """Answer `ROWS` rows, drawn from the whole test set, held to the grammar, beside the same rows' free results.
 
     Each figure comes as {"free", "held"} with 95% intervals and McNemar's exact p.
     """
-    chosen = [i for i, case in enumerate(cases) if case.gold is not None][:ROWS]
+    chosen = sample([i for i, case in enumerate(cases) if case.gold is not None], ROWS, seed=0)
     start = time.perf_counter()
     held = []
     for i in chosen:

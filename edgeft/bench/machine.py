@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
-READ_BYTES = 1 << 28  # far more than any cache holds
+READ_BYTES = 1 << 28  # of float32: more than the caches of a few cores hold
+WIDTH = 1024  # of the matrix that is read
 SIDE = 1536  # of the square matrices
 BUDGET_S = 0.6
 THREAD_SETTINGS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 def probe(threads: int) -> dict[str, Any]:
-    """{"read_gbps", "gemm_gflops"}: GB/s read by a dot product, GFLOP/s of a float32 matrix product; ValueError never.
+    """{"read_gbps", "gemm_gflops"}: GB/s read by a matrix-vector product, which is what decoding does, and
+    GFLOP/s of a float32 matrix product.
 
     Raises CalledProcessError if the process fails.
     """
@@ -37,9 +39,8 @@ def probe(threads: int) -> dict[str, Any]:
 
 def measure() -> dict[str, float]:
     """Both rates with the threads that BLAS has."""
-    count = READ_BYTES // 2 // 4
-    first, second = np.ones(count, np.float32), np.ones(count, np.float32)
-    read_s = best_time(lambda: first @ second)
+    weights, column = np.ones((READ_BYTES // 4 // WIDTH, WIDTH), np.float32), np.ones(WIDTH, np.float32)
+    read_s = best_time(lambda: weights @ column)
     left, right = np.ones((SIDE, SIDE), np.float32), np.ones((SIDE, SIDE), np.float32)
     out = np.empty_like(left)
     gemm_s = best_time(lambda: np.matmul(left, right, out=out))

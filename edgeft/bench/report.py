@@ -32,7 +32,7 @@ GROUPS = {"speed and memory": SPEED_FIELDS, "accuracy": ACCURACY_FIELDS}
 
 LIMITS = (
     ("Phones and other devices", "only the machine below was measured; its figures do not carry over to another CPU"),
-    ("Energy and heat", "no power meter or sensor is read while the model runs"),
+    ("Heat", "sensors are read before and after, not while the model runs"),
     ("A phone's cold start", "cold figures have the file out of the page cache, not the disk's own cache"),
     (
         "Template, tokeniser, detokeniser",
@@ -79,10 +79,11 @@ def render(run: RunRecord) -> str:
         undefined=StrictUndefined,
     )
     rows = in_order(run.rows)
-    picked = pick(rows)
+    hits = joint_hits(run.test_rows)
+    picked = pick(rows, hits)
     return environment.get_template(TEMPLATE).render(
         run=run,
-        claims=claims(rows, joint_hits(run.test_rows)),
+        claims=claims(rows, hits),
         headers=[header for header, *_ in COLUMNS],
         table=[_table_row(row, rows) for row in rows],
         num_test=max((row["n"] or 0 for row in rows), default=0),

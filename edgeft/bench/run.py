@@ -135,18 +135,19 @@ def _tell(package: Path, marks: Sequence[str], strict: bool, report: Reporter) -
 
 def time_package(
     package: Path, settings: BenchSettings, strict: bool = False, runtime: str | None = None
-) -> dict[str, float]:
-    """Speed and memory alone, of one fresh process, with `settings.repeats` repeats. Raises like `bench_package`."""
+) -> dict[str, Any]:
+    """Speed and memory alone, of one fresh process, with `settings.repeats` repeats; "marks" say what makes them
+    doubtful. Raises like `bench_package`."""
     if strict:
         refuse_busy(settings.threads or physical_cores())
     with tempfile.TemporaryDirectory(prefix="edgeft-bench-") as scratch:
         spec = _spec(package, Path(scratch), settings, TaskSettings())
         spec = replace(spec, seconds=0.0, cold=False, runtime=runtime)
         measured = run_worker(spec, Path(scratch), Reporter("bench"))
+    marks = measured["conditions"]["marks"]
     if strict:
-        _tell(package, measured["conditions"]["marks"], strict, Reporter("bench"))
-    figures: dict[str, float] = measured["figures"]
-    return figures
+        _tell(package, marks, strict, Reporter("bench"))
+    return {**measured["figures"], "marks": marks}
 
 
 def _spec(package: Path, folder: Path, settings: BenchSettings, task: TaskSettings) -> Spec:
@@ -166,12 +167,12 @@ def _spec(package: Path, folder: Path, settings: BenchSettings, task: TaskSettin
     )
 
 
-def refuse_busy(cores: int) -> None:
+def refuse_busy(threads: int) -> None:
     """Raises EdgeftError if others are using the machine right now."""
-    share = busy_now(cores)
+    share = busy_now(threads)
     if share > BUSY_SHARE:
         raise EdgeftError(
-            f"others take {share:.0%} of the cores right now; --strict allows {BUSY_SHARE:.0%}",
+            f"others take {share:.0%} of the time of {threads} threads right now; --strict allows {BUSY_SHARE:.0%}",
             "end other work, or measure without --strict: the result is then marked",
         )
 

@@ -39,11 +39,17 @@ def sweep(
     return found
 
 
+def remarks(points: list[dict[str, Any]]) -> list[str]:
+    """What makes timings doubtful, in words, each once."""
+    return [f"* {mark}" for mark in dict.fromkeys(mark for point in points for mark in point["marks"])]
+
+
 def lines(points: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Cells under `HEADERS`."""
+    """Cells under `HEADERS`; a star marks timings that other work disturbed."""
     for point in points:
         yield [
-            *(str(point[name]) for name in ("threads", "prompt_tokens", "decode_tokens")),
+            f"{point['threads']}{'*' if point['marks'] else ''}",
+            *(str(point[name]) for name in ("prompt_tokens", "decode_tokens")),
             f"{point['load_s']:.2f}",
             f"{1000 * point['ttft_s']:.0f}",
             f"{point['prefill_tps']:.0f}",

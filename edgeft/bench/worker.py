@@ -85,7 +85,7 @@ def run(spec: Spec) -> dict[str, Any]:
         "samples": samples,
         "rows": [],
         "details": {},
-        "conditions": conditions.describe(before, after, samples, host["cores_physical"]),
+        "conditions": conditions.describe(before, after, samples, spec.threads),
         "host": {
             **host,
             "threads": spec.threads,
@@ -137,12 +137,13 @@ def _measure_cold(result: dict[str, Any], package: Path, prompt: list[int], spec
     for _ in range(COLD_STARTS):
         for path in _files(package):
             with path.open("rb") as f:
+                os.fsync(f.fileno())  # what is not on the disk yet would stay
                 os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         start = time.perf_counter()
         session = _open(spec, context)
         loads.append(time.perf_counter() - start)
         start = time.perf_counter()
-        session.prefill(prompt)
+        session.prefill(prompt).argmax()
         firsts.append(time.perf_counter() - start)
         session.close()
     result["figures"] |= {"cold_load_s": median(loads), "cold_ttft_s": median(firsts)}

@@ -54,16 +54,26 @@ def test_q8_0_is_compared_before_any_other_package() -> None:
 def test_the_pick_is_the_smallest_inside_the_interval_of_the_best() -> None:
     good = row("student", "q4_k_m", hits=86, bytes=80_000_000)  # 90 of 100: the interval starts at 82.6%
     small_but_worse = row("student", "q4_0", hits=82, bytes=60_000_000)
-    assert pick([TEACHER, good, small_but_worse]) == good
+    assert pick([TEACHER, good, small_but_worse], {}) == good
+
+
+def test_the_pick_goes_by_the_same_rows_where_they_are_there() -> None:
+    """Nine rows lost and none won is a difference that the two intervals would hide."""
+    small = row("student", "q4_k_m", hits=86, bytes=80_000_000)
+    best, lost = [True] * 90 + [False] * 10, [True] * 81 + [False] * 19
+    evenly = [True] * 81 + [False] * 9 + [True] * 5 + [False] * 5  # nine lost, five won
+    key = "student gguf q4_k_m"
+    assert pick([TEACHER, small], {"teacher gguf q8_0": best, key: lost}) == TEACHER
+    assert pick([TEACHER, small], {"teacher gguf q8_0": best, key: evenly}) == small
 
 
 def test_a_floor_is_never_picked() -> None:
-    assert pick([row("base_fewshot", hits=99, bytes=1)]) is None
-    assert pick([TEACHER, row("base_fewshot", hits=99, bytes=1)]) == TEACHER
+    assert pick([row("base_fewshot", hits=99, bytes=1)], {}) is None
+    assert pick([TEACHER, row("base_fewshot", hits=99, bytes=1)], {}) == TEACHER
 
 
 def test_models_that_never_answer_right_are_not_picked() -> None:
-    assert pick([row("teacher", hits=0, bytes=2), row("student", hits=0, bytes=1)]) is None
+    assert pick([row("teacher", hits=0, bytes=2), row("student", hits=0, bytes=1)], {}) is None
 
 
 def test_floors_are_told_beside_the_pick() -> None:

@@ -56,6 +56,13 @@ def test_other_rows_are_refused_with_the_first_that_differs() -> None:
         compare_rows(rows([True] * 40), other)
 
 
+def test_a_floor_that_finds_no_fields_is_compared_by_what_it_has() -> None:
+    floor = [{**row, "joint_correct": None, "json_valid": None} for row in rows([True] * 9)]
+    for pair in ((rows([True] * 9), floor), (floor, rows([True] * 9))):
+        found = {one.figure for one in compare_rows(*pair)}
+        assert "intent_accuracy" in found and not {"joint_exact_match", "json_valid"} & found
+
+
 def test_other_tokens_leave_perplexity_out() -> None:
     found = compare_rows(rows([True] * 9), rows([True] * 9, num_answer_tokens=12))
     assert "perplexity" not in {one.figure for one in found}
@@ -71,7 +78,9 @@ def test_processes_alternate_and_who_begins_changes() -> None:
     runs = alternate(measure, 3)
     assert "".join(order) == "ABBAAB"
     [decode, *_] = compare_speeds(runs)
-    assert decode.change == (1.5, 1.5, 1.5)
+    assert decode.change == (1.5, 1.5, 1.5) and decode.detail == "3 processes each, in turns"
+    runs["B"][1]["marks"] = ["busy: others took 50% of the time of 2 threads"]
+    assert compare_speeds(runs)[0].detail == "3 processes each, in turns, 1 of them disturbed"
 
 
 def test_a_ratio_of_noisy_repeats_has_an_interval_around_it() -> None:

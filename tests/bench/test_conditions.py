@@ -19,15 +19,16 @@ def repeats(*rates: float) -> list[dict[str, Any]]:
 
 
 def test_others_are_what_is_busy_and_not_this_process() -> None:
-    assert others_share(moment(), moment(10, 8, 9), cores=2) == pytest.approx(0.05)
-    assert others_share(moment(), moment(10, 8, 20), cores=2) == pytest.approx(0.6)
-    assert others_share(moment(), moment(10, 8, 7.9), cores=2) == 0.0  # clocks tick apart
+    assert others_share(moment(), moment(10, 8, 9), threads=2) == pytest.approx(0.05)
+    assert others_share(moment(), moment(10, 8, 20), threads=2) == pytest.approx(0.6)
+    assert others_share(moment(), moment(10, 8, 7.9), threads=2) == 0.0  # clocks tick apart
 
 
 def test_drift_compares_the_last_third_with_the_first() -> None:
     assert drift(repeats(100, 100, 100, 100, 80, 80)) == pytest.approx(0.2)
     assert drift(repeats(80, 80, 100, 100, 100, 100)) < 0
-    assert drift(repeats(100, 50)) == 0.0
+    assert drift(repeats(100, 100, 90, 80, 80)) == pytest.approx(0.2)  # of five the first two and the last two
+    assert drift(repeats(100, 50, 50)) == 0.0
 
 
 def test_a_quiet_steady_machine_has_no_marks_and_others_say_why() -> None:

@@ -18,10 +18,11 @@ def put(folder: Path, **files: object) -> None:
 def test_the_processors_counters_are_added_up_and_may_begin_again(tmp_path: Path) -> None:
     times = iter((10.0, 12.0, 14.0))
     meter = Meter(tmp_path, lambda: next(times))
-    first, second, part = (tmp_path / "powercap" / f"intel-rapl:{name}" for name in ("0", "1", "0:0"))
+    first, second, part, board = (tmp_path / "powercap" / f"intel-rapl:{name}" for name in ("0", "1", "0:0", "2"))
     for own, other in ((1_000_000, 9_500_000), (31_000_000, 9_900_000), (61_000_000, 400_000)):
-        put(first, energy_uj=own, max_energy_range_uj=10**12)
+        put(first, name="package-0", energy_uj=own, max_energy_range_uj=10**12)
         put(second, energy_uj=other, max_energy_range_uj=10_000_000)
+        put(board, name="psys", energy_uj=2 * own, max_energy_range_uj=10**12)  # holds the processors, too
         put(part, energy_uj=own, max_energy_range_uj=10**12)  # of the first, which holds it already
         meter.look()
     assert meter.watts() == pytest.approx((60 + 0.9) / 4)

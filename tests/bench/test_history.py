@@ -88,7 +88,7 @@ def test_the_page_draws_a_line_per_name_and_machine_without_network(tmp_path: Pa
 def test_a_broken_history_does_not_cost_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / FILE).write_text("not a database, but long enough to be looked at " * 30)
     row = make_row({"decode_tps": 90.0}, dict.fromkeys(FIELDS, "not in this test"))
-    result = {"row": row, "host": {}, "choices": None, "details": {}}
+    result = {"row": row, "host": {}, "choices": None, "details": {}, "samples": []}
     report = Reporter("bench", stream=sys.stderr)
     assert _recorded(result, tmp_path, tmp_path, report)["decode_tps"] == 90.0
     assert "not in the history" in capsys.readouterr().err

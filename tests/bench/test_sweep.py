@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from edgeft.bench import sweep
-from edgeft.bench.sweep import HEADERS, lines, thread_counts
+from edgeft.bench.sweep import HEADERS, lines, remarks, thread_counts
 from edgeft.progress import Reporter
 from edgeft.settings import BenchSettings
 from tests.bench.test_worker import QUICK, real_package  # noqa: F401 - a fixture
@@ -23,8 +23,9 @@ def test_each_point_is_measured_with_its_own_settings(monkeypatch: pytest.Monkey
 
     def timed(package: Path, settings: BenchSettings, strict: bool, runtime: str | None) -> dict[str, Any]:
         asked.append(settings)
+        marks = ["busy: so"] if len(asked) == 2 else []
         return {"load_s": 0.5, "ttft_s": 0.025, "prefill_tps": 1000.0, "decode_tps": 50.0 / len(asked),
-                "decode_ms_p99": 21.0, "peak_rss_bytes": 2e8}  # fmt: skip
+                "decode_ms_p99": 21.0, "peak_rss_bytes": 2e8, "marks": marks}  # fmt: skip
 
     monkeypatch.setattr(sweep, "time_package", timed)
     monkeypatch.setattr(sweep, "physical_cores", lambda: 2)
@@ -34,6 +35,7 @@ def test_each_point_is_measured_with_its_own_settings(monkeypatch: pytest.Monkey
     assert {threads for threads, *_ in points} == {1, 2} and all(s.repeats == 3 for s in asked)
     cells = list(lines(found))
     assert cells[0] == ["1", "32", "32", "0.50", "25", "1000", "50.0", "21.0", "200"] and len(cells[0]) == len(HEADERS)
+    assert [line[0] for line in cells[:3]] == ["1", "1*", "1"] and remarks(found) == ["* busy: so"]
     asked.clear()
     sweep.sweep(Path("package"), BenchSettings(threads=3), Reporter("sweep"))
     assert {s.threads for s in asked} == {3}
