@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from edgeft.bench.devices import arm64
 from edgeft.bench.devices.arm64 import Arm64Device, open_arm64
@@ -69,7 +70,12 @@ def test_it_predicts_what_this_machine_predicts(tmp_path: Path, level: str, has:
     [own] = session.score([(ids, at)])
     theirs = np.fromfile(tmp_path / LOGITS, np.float32).reshape(own.shape)
     agreement = compare(own, theirs, np.array(answer, np.int32))
-    assert agreement.kl_mean < 0.02 and agreement.top1 > 0.9
+    assert agreement.kl_mean < 0.02 and agreement.top1 > 0.8
+    # Of 25 positions three have two tokens that are nearly as likely: another order of summing may swap these alone.
+    best, chosen = own.argmax(axis=1), theirs.argmax(axis=1)
+    chances = softmax(own, axis=1)
+    lead = chances[np.arange(len(own)), best] - chances[np.arange(len(own)), chosen]
+    assert lead.max() < 0.1
     [reference], [forced] = answered["references"], out["forced"]
     np.testing.assert_allclose(reference["next_logprob"], forced["next_logprob"], atol=1e-6)
     assert not Path(device.folder).exists()  # type: ignore[attr-defined]
