@@ -50,7 +50,7 @@ def run(
     runs: RunsOpt = RUNS,
 ) -> None:
     """Make what a recipe describes and is not made yet."""
-    from edgeft import commands, naming
+    from edgeft import commands, naming, preflight
     from edgeft.processes import is_helper
 
     pipeline = naming.open_run(recipe, set_ or (), runs, sys.stderr)
@@ -59,6 +59,7 @@ def run(
         return
     commands.quiet_libraries()
     with commands.disk_errors(runs):
+        preflight.check_student(pipeline, to)
         made = pipeline.run(to)
     if is_helper():
         return

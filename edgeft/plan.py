@@ -49,6 +49,9 @@ class ShapeNode(Settings):
 
     decode_speedup: float
     vocabulary: int | None
+    hidden: int | None
+    kv_heads: int | None
+    max_tokens: int
     quant: str
     threads: int | None
 
@@ -185,10 +188,13 @@ class _Graph:
             timing = ShapeNode(
                 decode_speedup=student.decode_speedup,
                 vocabulary=student.vocabulary,
+                hidden=student.hidden,
+                kv_heads=student.kv_heads,
+                max_tokens=recipe.distill.max_tokens,
                 quant="q8_0",
                 threads=recipe.bench.threads,
             )
-            cutting["shape"] = self.add("shape", "shape", timing, {"model": TEACHER})
+            cutting["shape"] = self.add("shape", "shape", timing, {"model": TEACHER, **cutting})
         if recipe.targets.kind == "tokens":
             healing["targets"] = self.add("targets", "targets", recipe.targets, taught)
         if recipe.distill.needs_teacher:

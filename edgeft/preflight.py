@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 from edgeft.errors import EdgeftError, RecipeError
 
 if TYPE_CHECKING:
+    from edgeft.learning_settings import StudentSettings
     from edgeft.pipeline import Pipeline
     from edgeft.recipe import Recipe
+    from edgeft.shrink.goal import Goal
 
 
 def check_inputs(pipeline: Pipeline) -> list[str]:
@@ -29,6 +31,24 @@ def check_inputs(pipeline: Pipeline) -> list[str]:
             f"{pipeline.recipe.name}: " + "\n".join(problems), "correct the recipe, or the files it names"
         )
     return found
+
+
+def check_student(pipeline: Pipeline, to: str | None) -> None:
+    """Before anything is trained, refuse a student that cannot be cut out of this base; makes the base model first.
+
+    Raises RecipeError or ModelError.
+    """
+    student = pipeline.recipe.student
+    nodes = [node for node in pipeline.select(to) if node.stage == "student"]
+    if not student or student.model or all(pipeline.find(node.name) for node in nodes):
+        return
+    folder = pipeline.run("base")["base"].path
+    _goal(student, folder)
+    if student.vocabulary:
+        from edgeft.shrink.vocabulary import check_tokenizer
+        from edgeft.text.chat import read_json
+
+        check_tokenizer(read_json(folder / "tokenizer.json"))
 
 
 def _check_rows(recipe: Recipe) -> list[str]:
@@ -76,17 +96,27 @@ def _check_model(section: str, model: str, revision: str | None, sha256: str | N
 
 def _check_shape(recipe: Recipe) -> list[str]:
     """The shape a student is cut to: no larger than the base model's, which is the teacher's too."""
+    from edgeft.stages.base import locate
+
+    student, model = recipe.student, recipe.base.model
+    on_disk = model.startswith("pypi:") or Path(model).is_absolute()
+    if not student or student.model or not on_disk:
+        return []
+    sizes = asdict(_goal(student, locate(recipe.base)))
+    if student.decode_speedup:
+        sizes |= dict.fromkeys(("layers", "ffn"), "as timed")
+    return [f"student: {', '.join(f'{name} {size}' for name, size in sizes.items())}"]
+
+
+def _goal(student: StudentSettings, base: Path) -> Goal:
+    """What the student is cut to, of a base that is a folder or a .gguf file."""
     from types import SimpleNamespace
 
     from edgeft.formats.gguf_read import read_shape
     from edgeft.formats.hf import read_config
     from edgeft.shrink.goal import goal_of
-    from edgeft.stages.base import locate
 
-    student, model = recipe.student, recipe.base.model
-    on_disk = model.startswith("pypi:") or Path(model).is_absolute()
-    if not student or student.model or student.decode_speedup or not on_disk:
-        return []
-    base = locate(recipe.base)
-    goal = goal_of(student, SimpleNamespace(**(read_config(base) if base.is_dir() else read_shape(base))))
-    return [f"student: {', '.join(f'{name} {size}' for name, size in asdict(goal).items())}"]
+    config = read_config(base) if base.is_dir() else {"model_type": "llama", **read_shape(base)}
+    config = {"num_key_value_heads": config.get("num_attention_heads"), **config}  # older files leave equal ones out
+    asked = student.model_copy(update={"layers": None}) if student.decode_speedup else student
+    return goal_of(asked, SimpleNamespace(**config))

@@ -53,9 +53,15 @@ class Shape:
         embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
         return self.layers * (attention + 3 * self.hidden * self.ffn) + embeddings
 
+    def narrowed(self, vocabulary: int, hidden: int, kv_heads: int) -> Shape:
+        """With so many tokens, channels and KV heads; each KV head keeps the query heads that share it."""
+        heads = self.heads // self.kv_heads * kv_heads
+        return replace(self, vocabulary=vocabulary, hidden=hidden, kv_heads=kv_heads, heads=heads)
+
     def into(self, config: dict[str, Any]) -> dict[str, Any]:
-        """The config.json of this shape, everything else as in `config`."""
-        changed = {
+        """The config.json of this shape, everything else as in `config`: a Llama's as a Mistral's, which computes the
+        same, where transformers loads no such Llama."""
+        changed: dict[str, Any] = {
             "num_hidden_layers": self.layers,
             "hidden_size": self.hidden,
             "intermediate_size": self.ffn,
@@ -66,6 +72,8 @@ class Shape:
         }
         if config.get("layer_types"):
             changed["layer_types"] = config["layer_types"][: self.layers]
+        if config["model_type"] == "llama" and self.hidden % self.heads:
+            changed |= {"model_type": "mistral", "sliding_window": None}
         return {**config, **changed}
 
 

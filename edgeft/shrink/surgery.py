@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from edgeft.shrink.depth import keep_layers
+from edgeft.shrink.goal import size_of
 from edgeft.shrink.importance import ffn_importance, group_importance, hidden_importance, norm_factors
 from edgeft.shrink.vocabulary import cut_embeddings
-from edgeft.shrink.width import Selection, check_kind, keep_ffn, keep_groups, keep_hidden, loadable, strongest
+from edgeft.shrink.width import Selection, keep_ffn, keep_groups, keep_hidden, loadable, strongest
 from edgeft.tune.batches import Batch
 from edgeft.tune.losses import answer_logits
 
@@ -44,25 +45,22 @@ class Surgery:
             self._report("layers", before, len(layers))
 
     def keep_kv_heads(self, keep: int) -> None:
-        if keep == self.exact.config.num_key_value_heads:
+        if keep == size_of(self.exact.config, "kv_heads"):
             return
-        check_kind(self.exact)
         selection = strongest(group_importance(self.probed, self.batches), keep)
         self._each(lambda model: keep_groups(model, selection.kept))
         self._report_width("kv_heads", selection)
 
     def keep_ffn(self, keep: int) -> None:
-        if keep == self.exact.config.intermediate_size:
+        if keep == size_of(self.exact.config, "ffn"):
             return
-        check_kind(self.exact)
         selection = strongest(ffn_importance(self.probed, self.batches), keep)
         self._each(lambda model: keep_ffn(model, selection.kept))
         self._report_width("ffn", selection)
 
     def keep_hidden(self, keep: int) -> None:
-        if keep == self.exact.config.hidden_size:
+        if keep == size_of(self.exact.config, "hidden"):
             return
-        check_kind(self.exact)
         selection = strongest([hidden_importance(self.probed, self.batches)], keep)
         (kept,) = selection.kept
         factors = norm_factors(self.probed, self.batches, torch.tensor(kept))

@@ -1,4 +1,5 @@
-"""Vocabulary cut: the tokens that your rows need and the commonest others; all bytes stay, so any text still encodes.
+"""Vocabulary cut: the tokens that your rows need and the commonest others; every byte that there is a token for stays,
+so any text that could be written before still can be.
 
 In a small model embedding and head are a large part of what is read for every token. Only byte-level BPE tokenizers
 (tokenizer.json) are cut: there a token can go without another losing its meaning, if the merges that lead to the kept
@@ -29,7 +30,7 @@ def choose_tokens(tokenizer: TokenizerFile, used: Iterable[int], size: int) -> l
     are kept that were merged first, which in BPE are the most frequent. Raises ModelError if the tokenizer is no
     byte-level BPE.
     """
-    _check_kind(tokenizer)
+    check_tokenizer(tokenizer)
     ids: dict[str, int] = tokenizer["model"]["vocab"]
     merges = [_pair(merge) for merge in tokenizer["model"]["merges"]]
     rank = {pair: number for number, pair in reversed(list(enumerate(merges)))}
@@ -56,10 +57,20 @@ def cut_tokenizer(tokenizer: TokenizerFile, kept: list[int]) -> TokenizerFile:
     ]
     for token in cut["added_tokens"]:
         token["id"] = new[token["id"]]
+    if padding := cut.get("padding"):
+        padding["pad_id"] = new[padding["pad_id"]]
     for template in _templates(cut.get("post_processor")):
         for entry in template["special_tokens"].values():
             entry["ids"] = [new[i] for i in entry["ids"]]
     return cut
+
+
+def cut_tokenizer_settings(settings: dict[str, Any], kept: list[int]) -> dict[str, Any]:
+    """A tokenizer_config.json with the ids of its added tokens renumbered; those that are not kept are left out."""
+    if "added_tokens_decoder" not in settings:
+        return settings
+    new, added = {old: number for number, old in enumerate(kept)}, settings["added_tokens_decoder"]
+    return {**settings, "added_tokens_decoder": {str(new[int(i)]): t for i, t in added.items() if int(i) in new}}
 
 
 def cut_token_ids(config: dict[str, Any], kept: list[int]) -> dict[str, Any]:
@@ -89,7 +100,8 @@ def cut_embeddings(model: Any, kept: list[int]) -> None:
     model.config.vocab_size = len(kept)
 
 
-def _check_kind(tokenizer: TokenizerFile) -> None:
+def check_tokenizer(tokenizer: TokenizerFile) -> None:
+    """Raises ModelError if the tokenizer is no byte-level BPE."""
     model, steps = tokenizer["model"], tokenizer.get("pre_tokenizer") or {}
     kinds = {step.get("type") for step in steps.get("pretokenizers", [steps])}
     marks = any(model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"))

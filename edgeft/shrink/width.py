@@ -17,9 +17,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from edgeft.errors import ModelError
 from edgeft.learning_settings import WIDTH_UNIT
+from edgeft.shrink.goal import check_kind
 from edgeft.shrink.importance import norms_of
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")  # model types that are built as these functions expect
 SHARED_WITH_MISTRAL = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps", "use_cache",
@@ -47,20 +47,10 @@ def strongest(importance: Sequence[torch.Tensor], keep: int) -> Selection:
     return Selection(kept, removed, lost)
 
 
-def check_kind(model: Any) -> None:
-    """Raises ModelError if the model is not built as these functions expect."""
-    kind = model.config.model_type
-    if kind not in KINDS:
-        raise ModelError(
-            f"a model of type {kind!r} cannot be cut in width; known: {', '.join(KINDS)}",
-            "leave out student.ffn, student.hidden and student.kv_heads, or choose a base model of the llama family",
-        )
-
-
 @torch.no_grad()
 def keep_ffn(model: Any, channels: Sequence[Sequence[int]]) -> Any:
     """A copy with only these feed-forward channels in each layer: as many everywhere."""
-    check_kind(model)
+    check_kind(model.config)
     student = copy.deepcopy(model)
     for layer, kept in zip(student.get_decoder().layers, channels, strict=True):
         for linear in (layer.mlp.gate_proj, layer.mlp.up_proj):
@@ -74,7 +64,7 @@ def keep_ffn(model: Any, channels: Sequence[Sequence[int]]) -> Any:
 @torch.no_grad()
 def keep_groups(model: Any, groups: Sequence[Sequence[int]]) -> Any:
     """A copy with only these key-value heads in each layer, each with its query heads: as many everywhere."""
-    check_kind(model)
+    check_kind(model.config)
     student = copy.deepcopy(model)
     config, size = student.config, _head_size(student)
     for layer, kept in zip(student.get_decoder().layers, groups, strict=True):
@@ -96,7 +86,7 @@ def keep_hidden(model: Any, channels: Sequence[int], factors: Mapping[str, float
     A norm divides by the root mean square of the channels that are left, which is another one: each norm's weight is
     multiplied by its entry of `factors` (`importance.norm_factors`).
     """
-    check_kind(model)
+    check_kind(model.config)
     student, kept = copy.deepcopy(model), torch.tensor(channels)
     config, decoder, size = student.config, student.get_decoder(), _head_size(student)
     embedding, head = student.get_input_embeddings(), student.get_output_embeddings()

@@ -16,24 +16,32 @@ from edgeft.bench.race import Racer
 from edgeft.formats.gguf import write_gguf
 from edgeft.formats.gguf_quant import quantize
 from edgeft.formats.hf import read_config, save_model, write_json
+from edgeft.learning_settings import StudentSettings
 from edgeft.plan import ShapeNode
 from edgeft.progress import Reporter
+from edgeft.shrink.goal import goal_of
 from edgeft.shrink.shape import MEASUREMENTS, SHAPE, Shape, find_shape
 from edgeft.shrink.vocabulary import choose_tokens, cut_token_ids, cut_tokenizer
-from edgeft.text.chat import read_json
+from edgeft.text.chat import ChatTokenizer, read_json
+from edgeft.text.encode import load_encoded
 
 
 def run(cfg: ShapeNode, inputs: dict[str, Artifact], out: Path, report: Reporter) -> dict[str, Any]:
-    """Inputs: model (the teacher). Writes `shape.json`: the layers and FFN width to cut to."""
+    """Inputs: model (the teacher), dataset. Writes `shape.json`: the layers and FFN width to cut to, beside what the
+    settings say of hidden width, KV heads and vocabulary."""
     teacher = inputs["model"].path
     whole = Shape.of(read_config(teacher))
+    asked = StudentSettings(layers=whole.layers, hidden=cfg.hidden, kv_heads=cfg.kv_heads)
+    goal = goal_of(asked, AutoConfig.from_pretrained(teacher))
+    kept = _tokens(cfg, teacher, inputs["dataset"]) if (cfg.vocabulary or whole.vocabulary) < whole.vocabulary else None
+    largest = whole.narrowed(len(kept) if kept else whole.vocabulary, goal.hidden, goal.kv_heads)
     threads = cfg.threads or physical_cores()
     with TemporaryDirectory(prefix="edgeft-") as temporary, report.track("shapes timed", MEASUREMENTS) as bar:
         folder = Path(temporary)
         reference = Racer(random_package(whole, teacher, folder / "teacher", cfg.quant, threads), threads)
 
         def time_shape(shape: Shape) -> float:
-            package = random_package(shape, teacher, folder / "student", cfg.quant, threads)
+            package = random_package(shape, teacher, folder / "student", cfg.quant, threads, kept)
             racer = Racer(package, threads)
             try:
                 speedup = reference.speedup_of(racer)
@@ -43,8 +51,6 @@ def run(cfg: ShapeNode, inputs: dict[str, Artifact], out: Path, report: Reporter
             report.note(f"{shape.layers} layers, FFN {shape.ffn}: {speedup:.2f} times the teacher's decoding rate")
             return speedup
 
-        smaller = min(cfg.vocabulary or whole.vocabulary, whole.vocabulary)
-        largest = Shape(**{**vars(whole), "vocabulary": smaller})
         try:
             chosen, timed = find_shape(largest, cfg.decode_speedup, time_shape)
         finally:
@@ -53,17 +59,25 @@ def run(cfg: ShapeNode, inputs: dict[str, Artifact], out: Path, report: Reporter
     return {"chosen": chosen.record(), "timed": [one.record() for one in timed], "quant": cfg.quant, "threads": threads}
 
 
-def random_package(shape: Shape, teacher: Path, folder: Path, quant: str, threads: int) -> Path:
-    """A GGUF of this shape with random weights and, as far as its vocabulary goes, the teacher's tokenizer."""
-    tokenizer, config = read_json(teacher / "tokenizer.json"), read_config(teacher)
-    kept = choose_tokens(tokenizer, (), shape.vocabulary) if shape.vocabulary < config["vocab_size"] else None
-    config = shape.into(config)
+def _tokens(cfg: ShapeNode, teacher: Path, dataset: Artifact) -> list[int]:
+    """The teacher's ids of the tokens that the student will keep."""
+    rows = load_encoded(dataset.file("train.jsonl"), ChatTokenizer.from_folder(teacher), cfg.max_tokens)
+    return choose_tokens(
+        read_json(teacher / "tokenizer.json"), {i for row in rows for i in row.ids}, cfg.vocabulary or 0
+    )
+
+
+def random_package(
+    shape: Shape, teacher: Path, folder: Path, quant: str, threads: int, kept: list[int] | None = None
+) -> Path:
+    """A GGUF of this shape with random weights and the `kept` tokens of the teacher's tokenizer, or all."""
+    config = shape.into(read_config(teacher))
     if kept is not None:
-        config = {**cut_token_ids(config, kept), "vocab_size": len(kept)}
+        config = cut_token_ids(config, kept)
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.bfloat16)
     save_model(model, folder, teacher)
     if kept is not None:
-        write_json(folder / "tokenizer.json", cut_tokenizer(tokenizer, kept))
+        write_json(folder / "tokenizer.json", cut_tokenizer(read_json(teacher / "tokenizer.json"), kept))
     full, package = folder / "full.gguf", folder / "model.gguf"
     write_gguf(folder, full, "f16")
     if quant == "f16":

@@ -20,7 +20,13 @@ from edgeft.shrink.goal import goal_of
 from edgeft.shrink.shape import SHAPE
 from edgeft.shrink.surgery import Surgery
 from edgeft.shrink.turning import Turn, least_influence, least_turning_block
-from edgeft.shrink.vocabulary import VOCABULARY, choose_tokens, cut_token_ids, cut_tokenizer
+from edgeft.shrink.vocabulary import (
+    VOCABULARY,
+    choose_tokens,
+    cut_token_ids,
+    cut_tokenizer,
+    cut_tokenizer_settings,
+)
 from edgeft.text.chat import ChatTokenizer, read_json
 from edgeft.text.encode import Encoded, load_encoded
 from edgeft.tune.batches import Batch, collate
@@ -126,6 +132,8 @@ def _save_with_fewer_tokens(
     surgery.keep_tokens(kept)
     save_model(surgery.finish(), out, folder)
     write_json(out / "tokenizer.json", cut_tokenizer(tokenizer, kept))
+    settings = out / "tokenizer_config.json"
+    write_json(settings, cut_tokenizer_settings(read_json(settings), kept))
     for name in ("config.json", "generation_config.json"):
         write_json(out / name, cut_token_ids(read_json(out / name), kept))
     before, after = ChatTokenizer.from_folder(folder), ChatTokenizer.from_folder(out)

@@ -14,15 +14,18 @@ from edgeft.tune.losses import answer_loss
 def mix(rows: Sequence[Encoded], labelled: int, teacher_weight: float) -> tuple[list[Encoded], list[float]]:
     """The rows to learn and the weight of each; the first `labelled` are labels, the others the teacher's answers.
 
-    A kind that counts for nothing is left out. If as many tokens are learned of both kinds, the weights are 1 on
-    average.
+    All tokens of the teacher's answers together weigh `teacher_weight` of the whole, whether they are many or few; a
+    token weighs 1 on average. A kind that counts for nothing is left out.
     """
     if teacher_weight == 1:
         return list(rows[labelled:]), [1.0] * (len(rows) - labelled)
     if teacher_weight == 0:
         return list(rows[:labelled]), [1.0] * labelled
-    weights = [2 * (1 - teacher_weight)] * labelled + [2 * teacher_weight] * (len(rows) - labelled)
-    return list(rows), weights
+    tokens = [sum(row.trained) for row in rows]
+    of_labels, of_teacher = sum(tokens[:labelled]), sum(tokens[labelled:])
+    label = (1 - teacher_weight) * sum(tokens) / of_labels
+    told = teacher_weight * sum(tokens) / of_teacher
+    return list(rows), [label] * labelled + [told] * (len(rows) - labelled)
 
 
 def weighted_loss(

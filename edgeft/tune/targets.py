@@ -108,8 +108,8 @@ def student_ids(teacher_ids: Sequence[int], teacher_vocab_size: int) -> torch.Te
 def translate(row: RowTargets, student_ids_V: torch.Tensor) -> RowTargets:
     """The row for a student with fewer tokens: `student_ids_V` as from `student_ids`.
 
-    What the teacher gave to tokens that the student lacks is shared out over all others in proportion: its
-    probabilities on the condition that the token is one of the student's. The places that get free say -inf.
+    What the teacher gave to those of its K tokens that the student lacks is shared out over all others in proportion.
+    The tail stays whole: how much of it went to other such tokens was not kept. The places that get free say -inf.
     """
     ids_NK = student_ids_V[row.ids_NK.long()]
     known_NK = ids_NK >= 0

@@ -8,18 +8,22 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from edgeft.errors import RecipeError
+from edgeft.errors import ModelError, RecipeError
 from edgeft.learning_settings import StudentSettings
 from edgeft.shrink.goal import Goal, goal_of
 
 CONFIG = {
-    "num_hidden_layers": 30, "hidden_size": 576, "intermediate_size": 1536, "num_key_value_heads": 3,
-}  # fmt: skip
+    "model_type": "llama",
+    "num_hidden_layers": 30,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_key_value_heads": 3,
+}
 
 
 def reached(student: StudentSettings, steps: int) -> list[Goal]:
     """The shapes after each step."""
-    config, found = dict(CONFIG), []
+    config, found = dict[str, Any](CONFIG), list[Goal]()
     for left in range(steps, 0, -1):
         goal = goal_of(student, SimpleNamespace(**config), left)
         found.append(goal)
@@ -60,6 +64,15 @@ def test_everything_that_is_too_much_is_named_at_once() -> None:
     for line in ("student.layers is 40", "student.ffn is 2048", "has 1536", "student.kv_heads is 4"):
         assert line in text
     assert "hidden" not in text
+
+
+def test_a_model_that_names_no_widths_can_be_cut_in_depth_alone() -> None:
+    other = SimpleNamespace(model_type="gpt_neox", num_hidden_layers=6, intermediate_size=512)
+    assert goal_of(StudentSettings(layers=3), other) == Goal(layers=3, kv_heads=0, ffn=512, hidden=0)
+    with pytest.raises(RecipeError, match="student.kv_heads is 2; .* has no num_key_value_heads"):
+        goal_of(StudentSettings(layers=3, kv_heads=2), other)
+    with pytest.raises(ModelError, match="'gpt_neox' cannot be cut in width"):
+        goal_of(StudentSettings(layers=3, ffn=256), other)
 
 
 @pytest.mark.parametrize("setting", [{"ffn": 1000}, {"hidden": 0}, {"kv_heads": 0}, {"steps": 0}])

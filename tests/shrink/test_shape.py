@@ -34,6 +34,13 @@ def test_a_shape_written_into_a_config_is_read_from_it_again(tmp_path: Path) -> 
     assert shape.into(config)["rms_norm_eps"] == config["rms_norm_eps"]
 
 
+def test_a_narrower_shape_keeps_the_query_heads_of_its_kv_heads_and_loads() -> None:
+    narrow = SMOLLM.narrowed(8192, 512, 2)
+    assert (narrow.vocabulary, narrow.hidden, narrow.kv_heads, narrow.heads) == (8192, 512, 2, 6)
+    assert narrow.into({"model_type": "llama"})["model_type"] == "mistral"  # 512 is no multiple of 6
+    assert SMOLLM.into({"model_type": "llama"})["model_type"] == "llama"
+
+
 def test_of_all_shapes_that_are_fast_enough_the_largest_is_found() -> None:
     chosen, timed = find_shape(SMOLLM, 2.0, speedup)
     every = [replace(SMOLLM, layers=n, ffn=w) for n in range(1, 31) for w in range(256, 1537, 256)]

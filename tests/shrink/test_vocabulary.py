@@ -14,7 +14,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from edgeft.errors import ModelError
-from edgeft.shrink.vocabulary import choose_tokens, cut_embeddings, cut_token_ids, cut_tokenizer
+from edgeft.shrink.vocabulary import (
+    choose_tokens,
+    cut_embeddings,
+    cut_token_ids,
+    cut_tokenizer,
+    cut_tokenizer_settings,
+)
 from tests.real_model import smollm2_checkpoint
 from tests.text.tiny import SPECIAL
 
@@ -108,8 +114,17 @@ def test_token_ids_elsewhere_are_renumbered() -> None:
     }  # fmt: skip
     kept = choose_tokens(raw, [], 280)[1:]  # as if another token of lower id had gone
     raw["added_tokens"] = raw["added_tokens"][1:]
-    assert Tokenizer.from_str(json.dumps(cut_tokenizer(raw, kept))).encode("a").tokens[0] == "<|im_end|>"
-    assert Tokenizer.from_str(json.dumps(cut_tokenizer(raw, kept))).encode("a").ids[0] == 1
+    raw["padding"] = {
+        "strategy": {"Fixed": 5}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2, "pad_type_id": 0,
+        "pad_token": "<|im_end|>",
+    }  # fmt: skip
+    encoded = Tokenizer.from_str(json.dumps(cut_tokenizer(raw, kept))).encode("a")
+    assert encoded.tokens == ["<|im_end|>", "a", *["<|im_end|>"] * 3]
+    assert [encoded.ids[0], *encoded.ids[2:]] == [1] * 4
+    token = {"content": "<|im_end|>", "special": True}
+    settings = {"eos_token": "<|im_end|>", "added_tokens_decoder": {"0": {"content": "gone"}, "9": token}}
+    assert cut_tokenizer_settings(settings, [1, 2, 7, 9])["added_tokens_decoder"] == {"3": token}
+    assert cut_tokenizer_settings({"eos_token": "x"}, [1]) == {"eos_token": "x"}
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -123,12 +138,15 @@ def test_the_logits_of_kept_tokens_stay_as_they_were(tied: bool, tmp_path: Path)
     with torch.no_grad():
         hidden = model.model(torch.tensor([[3, 40, 10, 63]])).last_hidden_state
         expected = model.lm_head(hidden)[..., kept]
+        one_by_one = torch.stack([hidden @ model.lm_head.weight[i] for i in kept], -1)
         cut_embeddings(model, kept)
         model.save_pretrained(tmp_path)
         again = LlamaForCausalLM.from_pretrained(tmp_path).eval()
         for student in (model, again):
             assert torch.equal(student.model(torch.tensor([[1, 4, 2, 5]])).last_hidden_state, hidden)
             torch.testing.assert_close(student(torch.tensor([[1, 4, 2, 5]])).logits, expected, atol=1e-6, rtol=1e-6)
+            # bit for bit, if each logit is computed on its own: a product of matrices adds up as suits its width
+            assert torch.equal(torch.stack([hidden @ row for row in student.lm_head.weight], -1), one_by_one)
     assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
 
 
@@ -156,3 +174,22 @@ def test_the_real_tokenizer_cut_to_a_third(tmp_path_factory: pytest.TempPathFact
         assert [kept[i] for i in cut.encode(text).ids] == whole.encode(text).ids
     common = "The people of the city have worked together for a long time, and they will go on."
     assert [kept[i] for i in cut.encode(common).ids] == whole.encode(common).ids
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Tokenizer]:
+    """SmolLM2's tokenizer, whole and cut to the least that is possible."""
+    folder = smollm2_checkpoint(tmp_path_factory)
+    raw = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    cut = cut_tokenizer(raw, choose_tokens(raw, [], 0))
+    return Tokenizer.from_str(json.dumps(raw)), Tokenizer.from_str(json.dumps(cut))
+
+
+@settings(max_examples=500, deadline=None)
+@given(text=st.text(max_size=60))
+def test_the_real_tokenizer_writes_any_text_as_before_the_cut(real: tuple[Tokenizer, Tokenizer], text: str) -> None:
+    """As before: it has no token for 15 of the 256 bytes, all but six of which are in no character in use."""
+    before, after = (t.decode(t.encode(text, add_special_tokens=False).ids, skip_special_tokens=False) for t in real)
+    assert after == before
+    if not any(c in "\x04\x06\x13\x14\x16\x1d" or 0x40000 <= ord(c) < 0xC0000 for c in text):
+        assert after == text

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from edgeft.errors import ModelError
+from edgeft.shrink.goal import check_kind
 from edgeft.shrink.importance import ffn_importance, group_importance, hidden_importance, norm_factors, norms_of
-from edgeft.shrink.width import check_kind, keep_ffn, keep_groups, keep_hidden, loadable, strongest
+from edgeft.shrink.width import keep_ffn, keep_groups, keep_hidden, loadable, strongest
 from tests.shrink.tiny import CONFIGS, logits, rows, tiny_decoder
 
 KINDS = list(CONFIGS)
@@ -152,6 +153,6 @@ def test_a_hidden_size_that_transformers_forbids_a_llama_is_written_as_a_mistral
 def test_a_model_built_otherwise_is_refused_by_name() -> None:
     other = GPT2LMHeadModel(GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2))
     with pytest.raises(ModelError, match="'gpt2' cannot be cut in width; known: llama, mistral"):
-        check_kind(other)
+        check_kind(other.config)
     with pytest.raises(ModelError, match="gpt2"):
         keep_ffn(other, [[0]])

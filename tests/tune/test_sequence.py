@@ -15,10 +15,13 @@ ROWS = [Encoded((1, 2, 3, 4 + n), (False, False, n % 2 == 0, True)) for n in ran
 
 def test_each_kind_gets_its_share_of_the_loss_and_one_without_a_share_is_left_out() -> None:
     rows, weights = mix(ROWS, 3, 0.75)
-    assert rows == ROWS and weights == [0.5] * 3 + [1.5] * 2
+    assert rows == ROWS  # five tokens of labels, three of the teacher
+    assert weights == pytest.approx([0.25 * 8 / 5] * 3 + [0.75 * 8 / 3] * 2)
     assert mix(ROWS, 3, 1.0) == (ROWS[3:], [1.0, 1.0])
     assert mix(ROWS, 3, 0.0) == (ROWS[:3], [1.0] * 3)
-    assert mix(ROWS, 3, 0.5) == (ROWS, [1.0] * 5)
+    tokens = [sum(row.trained) for row in ROWS]
+    assert sum(w * n for w, n in zip(weights, tokens, strict=True)) == pytest.approx(sum(tokens))
+    assert mix(ROWS[:4], 2, 0.5) == (ROWS[:4], [1.0] * 4)
 
 
 def test_the_loss_of_a_row_counts_by_its_weight_and_so_does_its_gradient() -> None:
