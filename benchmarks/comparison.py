@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +120,14 @@ def medians(runs: Sequence[Figures]) -> Figures:
     return {key: statistics.median(one[key] for one in runs) for key in runs[0]}
 
 
-def maker() -> dict[str, Any]:
-    """What figures of training depend on: CPU, torch, and the code that trains."""
+def maker(comparison: Path) -> dict[str, Any]:
+    """What the figures of a comparison depend on: CPU, torch, TRL, the code that trains, and that in its own folder."""
     code = hashlib.sha256()
-    for path in sorted((ROOT / "edgeft" / "tune").glob("*.py")):
-        code.update(path.read_bytes())
-    return {"cpu": host_facts()["cpu"], "torch": torch.__version__, "edgeft_tune_sha256": code.hexdigest()}
+    for folder in (ROOT / "edgeft" / "tune", comparison):
+        for path in sorted(folder.glob("*.py")):
+            code.update(path.read_bytes())
+    trl = next((found.version for found in distributions(name="trl", path=[str(PEERS)])), None)
+    return {"cpu": host_facts()["cpu"], "torch": torch.__version__, "trl": trl, "code_sha256": code.hexdigest()}
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -152,7 +152,7 @@ def test_a_long_comparison_that_was_cut_off_goes_on_and_other_code_begins_anew(
     ]
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["data"] == "a"
     assert len((tmp_path / "table.md").read_text().splitlines()) == 4 + 2 * len(done)
-    monkeypatch.setattr(compare, "maker", lambda: {"cpu": "another", "torch": "2"})
+    monkeypatch.setattr(compare, "maker", lambda folder: {"cpu": "another", "torch": "2"})
     compare.main()
     assert len(done) == 10
 
@@ -167,7 +167,7 @@ def test_students_are_compared_seed_by_seed_and_a_call_that_was_cut_off_trains_n
 
     def against_gkd(runs: Path, settings: tuple[str, ...], threads: int, turns: int) -> dict[str, Any]:
         asked.append(f"{settings[0]} beside GKDTrainer, {turns} turns")
-        return {**gkd, "made_by": distill_compare.maker()}
+        return {**gkd, "made_by": distill_compare.maker(tmp_path)}
 
     def measure(recipe: Path, runs: Path, variant: Any, seed: int, settings: tuple[str, ...]) -> Result:
         if len(asked) == stop_at:
@@ -191,6 +191,7 @@ def test_students_are_compared_seed_by_seed_and_a_call_that_was_cut_off_trains_n
     first = ["of a beside GKDTrainer, 3 turns", "of a, whole, seed 0", "of a, plain, seed 0", "of a, whole, seed 1"]
     assert asked == first
     assert "| whole | 1/3 | 2 |" in (tmp_path / "table.md").read_text()
+    assert "| 300 | 90.0% | 83.2% (81.0 to 85.5) | 90.0% (0.0% to 100.0%) |" in (tmp_path / "table.md").read_text()
     stop_at = -1
     distill_compare.main()
     assert [one for one in asked if "GKD" in one] == [f"of {name} beside GKDTrainer, 3 turns" for name in "ab"]

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.comparison import ROOT, as_chat, by_turns, maker, write_whole
 from benchmarks.distill.common import Job
-from benchmarks.distill.students import LEAN, Result, markdown, measure, variants
+from benchmarks.distill.students import LEAN, Result, markdown, measure, typical, variants
 from edgeft.formats.hf import read_config
 from edgeft.pipeline import Pipeline
 from edgeft.recipe import load_recipe
@@ -58,14 +58,14 @@ def main() -> None:
                 write_results(results, peers)
     print(markdown_of(results, peers))
     name = next(iter(results))
-    print(json.dumps(summary(name, typical(results[name]), peers[name], whole=args.full)))
+    print(json.dumps(summary(name, typical(of_first_variant(results[name])), peers[name], whole=args.full)))
 
 
 def compared_before() -> dict[str, Any]:
     """The comparisons with GKDTrainer of an earlier call, by data set, if this program made them on such a machine."""
     path = HERE / "results.json"
     found = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    return {name: one["gkd"] for name, one in found.items() if one["gkd"].get("made_by") == maker()}
+    return {name: one["gkd"] for name, one in found.items() if one["gkd"].get("made_by") == maker(HERE)}
 
 
 def write_results(results: dict[str, list[Result]], peers: dict[str, Any]) -> None:
@@ -73,8 +73,11 @@ def write_results(results: dict[str, list[Result]], peers: dict[str, Any]) -> No
         name: {"students": [r.record() for r in results.get(name, [])], "gkd": gkd} for name, gkd in peers.items()
     }
     write_whole(HERE / "results.json", json.dumps(record, indent=1) + "\n")
-    made_by = maker()
-    about = f"{made_by['cpu']}, torch {made_by['torch']}; medians over the seeds, least and most in brackets."
+    made_by = maker(HERE)
+    about = (
+        f"{made_by['cpu']}, torch {made_by['torch']}, TRL {made_by['trl']}; teacher and students as Q8_0 in llama.cpp; "
+        "medians over the seeds, least and most in brackets; what was kept: of the seed in the middle, by rows."
+    )
     write_whole(HERE / "table.md", f"{about}\n\n{markdown_of(results, peers)}\n")
 
 
@@ -82,10 +85,8 @@ def markdown_of(results: dict[str, list[Result]], peers: dict[str, Any]) -> str:
     return "\n\n".join(f"## {name}\n\n{markdown(found)}\n\n{gkd_table(peers[name])}" for name, found in results.items())
 
 
-def typical(results: list[Result]) -> Result:
-    """Of the first variant's seeds the one in the middle, by what it kept of its teacher; of two, the lower."""
-    first = [one for one in results if (one.variant, one.part) == (results[0].variant, results[0].part)]
-    return sorted(first, key=lambda one: one.retention[0] if one.retention else 0.0)[(len(first) - 1) // 2]
+def of_first_variant(results: list[Result]) -> list[Result]:
+    return [one for one in results if (one.variant, one.part) == (results[0].variant, results[0].part)]
 
 
 def sources(folder: Path | None, runs: Path, full: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -147,7 +148,7 @@ def against_gkd(runs: Path, settings: tuple[str, ...], threads: int, turns: int)
     targets = done["targets"].manifest
     per_row = targets.made_by["seconds"] / targets.metrics["rows"]
     found = by_turns(SIDES, job.dump(), threads, turns, "distilling")
-    return {**found, "target_seconds_per_row": per_row, "turns": turns, "made_by": maker()}
+    return {**found, "target_seconds_per_row": per_row, "turns": turns, "made_by": maker(HERE)}
 
 
 GKD_INPUTS = {"teacher": "merge", "student": "student", "targets": "targets", "dataset": "data"}

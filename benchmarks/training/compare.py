@@ -87,14 +87,21 @@ def jobs(work: Path, folder: Path | None, full: bool) -> Iterator[tuple[str, Job
 def compared(name: str, job: Job, turns: int) -> dict[str, Any]:
     label = f"{name}, {job.rows} rows, {job.threads} threads"
     found = by_turns(SIDES, job.dump(), job.threads, turns, label)
-    return {"data": name, "asked_rows": job.rows, "threads": job.threads, "turns": turns, "made_by": maker(), **found}
+    return {
+        "data": name,
+        "asked_rows": job.rows,
+        "threads": job.threads,
+        "turns": turns,
+        "made_by": maker(HERE),
+        **found,
+    }
 
 
 def finished() -> list[dict[str, Any]]:
     """What an earlier call has measured with the same program on the same kind of machine."""
     path = HERE / "results.json"
     found: list[dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.is_file() else []
-    return [one for one in found if one.get("made_by") == maker()]
+    return [one for one in found if one.get("made_by") == maker(HERE)]
 
 
 def result_of(name: str, job: Job, result: dict[str, Any]) -> bool:
