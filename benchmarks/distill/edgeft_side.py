@@ -24,7 +24,7 @@ from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
 from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
-from edgeft.tune.losses import Distance, answer_logits, answer_loss
+from edgeft.tune.losses import Distance, answer_logits, answer_loss, batch_loss
 from edgeft.tune.precision import choose_compute, place
 from edgeft.tune.targets import RowTargets, gather, load_shard
 from edgeft.tune.validation import Validation
@@ -45,7 +45,7 @@ def main() -> None:
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], chat.pad_id, prefix)
         teacher = gather([targets[i] for i in numbers])
-        loss = answer_loss(answer_logits(student, batch), batch.labels_N, teacher, SETTINGS.teacher_weight, Distance())
+        loss = batch_loss(student, batch, teacher, SETTINGS.teacher_weight)
         return loss, len(batch.labels_N), batch.num_tokens
 
     if compute.int8:

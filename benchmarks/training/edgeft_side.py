@@ -18,7 +18,7 @@ from edgeft.tune.arithmetic import Arithmetic
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.fit import fit
 from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
-from edgeft.tune.losses import answer_logits, answer_loss
+from edgeft.tune.losses import batch_loss
 from edgeft.tune.methods import make_learner
 from edgeft.tune.precision import choose_compute
 from edgeft.tune.qlora import FoldedLora, adapter_tensors
@@ -35,7 +35,7 @@ def main() -> None:
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], chat.pad_id, prefix)
-        return answer_loss(answer_logits(learner.model, batch), batch.labels_N), len(batch.labels_N), batch.num_tokens
+        return batch_loss(learner.model, batch), len(batch.labels_N), batch.num_tokens
 
     if compute.int8:
         use_int8(learner.model, FoldedLora, lambda: loss_of(range(EXAMPLE_ROWS)))

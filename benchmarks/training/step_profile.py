@@ -29,7 +29,7 @@ from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, epoch_batches, shared_tokens
 from edgeft.tune.fit import Masters, training_step
 from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
-from edgeft.tune.losses import answer_logits, answer_loss
+from edgeft.tune.losses import batch_loss
 from edgeft.tune.methods import make_learner
 from edgeft.tune.precision import choose_compute
 from edgeft.tune.qlora import FoldedLora
@@ -76,7 +76,7 @@ def ours(job: Job, rows: list[Encoded], batches: list[list[int]]) -> Counter[str
 
     def loss_of(numbers: Any) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], 0, prefix)
-        return answer_loss(answer_logits(learner.model, batch), batch.labels_N), len(batch.labels_N), batch.num_tokens
+        return batch_loss(learner.model, batch), len(batch.labels_N), batch.num_tokens
 
     if compute.int8:
         use_int8(learner.model, FoldedLora, lambda: loss_of(range(EXAMPLE_ROWS)))

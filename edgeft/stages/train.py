@@ -18,7 +18,7 @@ from edgeft.text.encode import REPLAY, load_encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.int8_layers import EXAMPLE_ROWS, use_int8
 from edgeft.tune.learn import Lesson, learn
-from edgeft.tune.losses import answer_logits, answer_loss
+from edgeft.tune.losses import batch_loss
 from edgeft.tune.methods import Learner, make_learner, save_learned
 from edgeft.tune.precision import Compute, settled_compute
 from edgeft.tune.qlora import FoldedLora
@@ -46,7 +46,7 @@ def prepare(
         for part, shared in (([i for i in numbers if i < own], prefix), (replayed, 0)):
             if part:
                 batch = collate([rows[i] for i in part], chat.pad_id, shared).to(compute.device)
-                loss = loss + answer_loss(answer_logits(learner.model, batch), batch.labels_N)
+                loss = loss + batch_loss(learner.model, batch)
                 trained, tokens = trained + len(batch.labels_N), tokens + batch.num_tokens
         return loss, trained, tokens
 

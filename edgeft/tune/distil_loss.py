@@ -11,7 +11,7 @@ import torch
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate
 from edgeft.tune.features import FeatureMatching, in_teacher_ids
-from edgeft.tune.losses import Distance, TeacherTopK, answer_logits, answer_loss
+from edgeft.tune.losses import Distance, TeacherTopK, answer_logits, batch_loss
 from edgeft.tune.on_policy import OnPolicy, is_own_turn
 from edgeft.tune.sequence import weighted_loss
 from edgeft.tune.targets import RowTargets, gather
@@ -55,11 +55,11 @@ class DistilLoss:
         elif self.material.targets:
             teacher = gather([self.material.targets[i] for i in numbers])
         batch = collate(rows, self.pad_id, self.material.prefix).to(self.device)
-        logits_NV = answer_logits(self.model, batch)[:, : self.end_id]
         if teacher:
             there = TeacherTopK(*(t.to(self.device) for t in teacher))
-            loss = answer_loss(logits_NV, batch.labels_N, there, weight, self.distance)
+            loss = batch_loss(self.model, batch, there, weight, self.distance, self.end_id)
         else:
+            logits_NV = answer_logits(self.model, batch)[:, : self.end_id]
             weights = self.material.weights or [1.0] * len(self.material.rows)
             loss = weighted_loss(logits_NV, batch, rows, [weights[i] for i in numbers])
         if self.inside:

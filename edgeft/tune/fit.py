@@ -1,6 +1,6 @@
 """The training loop: one for adapters and for whole models, resumable at the step, the best weights kept.
 
-Weights compute in the training precision; every trainable one has a float32 master copy that the optimiser moves.
+Weights compute in the training precision; the optimiser moves float32 master copies of those that are of another type.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch.autograd.graph import increment_version
 
 from edgeft.errors import DataError
 from edgeft.learning_settings import LoopSettings
@@ -82,11 +83,14 @@ class Plan:
 
 
 class Masters:
-    """Float32 master copies of the trainable weights and the AdamW that moves them."""
+    """The trainable weights, or float32 master copies of them, and the AdamW that moves them."""
 
     def __init__(self, model: torch.nn.Module, settings: LoopSettings) -> None:
         self.weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.copies = {name: p.detach().clone().float().requires_grad_() for name, p in self.weights.items()}
+        self.copies = {
+            name: p if p.dtype == torch.float32 else p.detach().float().requires_grad_()
+            for name, p in self.weights.items()
+        }
         matrices = [p for p in self.copies.values() if p.ndim > 1]
         others = [p for p in self.copies.values() if p.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
@@ -96,20 +100,28 @@ class Masters:
 
     def step(self, lr_factor: float, divide_by: float) -> None:
         """One optimiser step on gradients that are sums over `divide_by` tokens."""
-        for name, weight in self.weights.items():
+        for name, copy in self.copies.items():
+            weight = self.weights[name]
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            self.copies[name].grad = gradient.float().div_(divide_by)
-            weight.grad = None
-        torch.nn.utils.clip_grad_norm_(self.copies.values(), self._clip)
+            weight.grad, copy.grad = None, gradient.to(copy.dtype)
+        gradients = [copy.grad for copy in self.copies.values() if copy.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients) / divide_by
+        factor = (self._clip / (norm + 1e-6)).clamp(max=1.0) / divide_by  # as torch clips, and the division at once
+        for gradient in gradients:
+            gradient.mul_(factor)
         for group in self.optimizer.param_groups:
             group["lr"] = self._lr * lr_factor
         self.optimizer.step()
+        self.optimizer.zero_grad()
         self._write_back()
 
     @torch.no_grad()
     def _write_back(self) -> None:
         for name, weight in self.weights.items():
-            weight.copy_(self.copies[name])
+            if weight is self.copies[name]:
+                increment_version(weight)  # which a fused optimiser does not: layers keep what they made of a weight
+            else:
+                weight.copy_(self.copies[name])
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything needed to go on, as named tensors."""

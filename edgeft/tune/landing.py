@@ -24,7 +24,7 @@ from edgeft.text.chat import ChatTokenizer
 from edgeft.text.encode import Encoded
 from edgeft.text.general import general_ids
 from edgeft.tune.batches import collate, in_parts, shared_tokens, trained_positions
-from edgeft.tune.losses import answer_logits, answer_loss
+from edgeft.tune.losses import answer_logits, batch_loss
 from edgeft.tune.methods import DEQUANTIZED, ORIGINAL, Into, attach_learned, merge_learned
 from edgeft.tune.precision import Compute, place
 from edgeft.tune.qlora import decoder_linears, layer_number
@@ -185,7 +185,7 @@ def _by_layer(
         linear.weight.requires_grad_(True).register_post_accumulate_grad_hook(add_to(name, steps[name]))
     for some in _batches(rows):
         batch = collate(some, chat.pad_id, shared_tokens(rows)).to(compute.device)
-        answer_loss(answer_logits(middle, batch), batch.labels_N).backward()
+        batch_loss(middle, batch).backward()
     return tuple(ORIGINAL if total < 0 else DEQUANTIZED for total in change)
 
 

@@ -20,7 +20,7 @@ from edgeft.progress import Reporter
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate
 from edgeft.tune.fit import Masters, training_step
-from edgeft.tune.losses import answer_logits, answer_loss
+from edgeft.tune.losses import batch_loss
 from edgeft.tune.memory import fit_into_memory
 from edgeft.tune.methods import make_learner
 from edgeft.tune.precision import Compute
@@ -45,7 +45,7 @@ def main() -> dict[str, object]:
 
     def loss_of(numbers: Sequence[int]) -> tuple[torch.Tensor, int, int]:
         batch = collate([rows[i] for i in numbers], 0)
-        return answer_loss(answer_logits(learner.model, batch), batch.labels_N), len(batch.labels_N), batch.num_tokens
+        return batch_loss(learner.model, batch), len(batch.labels_N), batch.num_tokens
 
     lengths = [len(r.ids) for r in rows]
     try:

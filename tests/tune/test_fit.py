@@ -11,7 +11,7 @@ from safetensors import safe_open
 from edgeft.errors import DataError
 from edgeft.learning_settings import LoopSettings
 from edgeft.progress import Reporter
-from edgeft.tune.fit import CHECKPOINT, History, LossFunction, Plan, fit, overfitting
+from edgeft.tune.fit import BETAS, CHECKPOINT, History, LossFunction, Masters, Plan, fit, overfitting
 from edgeft.tune.validation import Validation
 
 ROWS = 40
@@ -115,6 +115,28 @@ def test_bf16_weights_learn_through_float32_masters(tmp_path: Path) -> None:
     weights, _ = fit(model, [5] * ROWS, push, lambda: Validation(0.0, 0.0), settings, tmp_path, Reporter("test"))
     assert weights["weight"].dtype == torch.float32
     assert 0.9 < float(weights["weight"]) < 0.99
+
+
+@pytest.mark.parametrize("clip_norm", [0.01, 1e9])
+def test_a_step_is_that_of_torchs_adamw_on_clipped_gradients(clip_norm: float) -> None:
+    model, theirs = linear().eval(), linear().eval()
+    settings = SETTINGS.model_copy(update={"clip_norm": clip_norm, "weight_decay": 0.1})
+    masters = Masters(model, settings)
+    matrices = [{"params": [p for p in theirs.parameters() if (p.ndim > 1) == wide], "weight_decay": 0.1 * wide}
+                for wide in (True, False)]  # fmt: skip
+    optimizer = torch.optim.AdamW(matrices, lr=settings.lr, betas=BETAS)
+    versions = [p._version for p in model.parameters()]
+    for _ in range(3):
+        (model(X)[:, 0] - Y).square().sum().backward()
+        masters.step(lr_factor=1.0, divide_by=ROWS)
+        ((theirs(X)[:, 0] - Y).square().sum() / ROWS).backward()
+        torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+    for (name, ours), expected in zip(model.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, msg=name)
+        assert ours.grad is None
+    assert all(p._version > before for p, before in zip(model.parameters(), versions, strict=True))
 
 
 def test_a_loss_that_is_not_finite_is_an_error_that_names_the_step(tmp_path: Path) -> None:

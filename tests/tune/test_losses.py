@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from edgeft.text.encode import Encoded
 from edgeft.tune.batches import collate, shared_tokens
 from edgeft.tune.kernels import ROWS_ATTENTION
-from edgeft.tune.losses import Distance, TeacherTopK, answer_logits, answer_loss
+from edgeft.tune.losses import HEAD_ROWS, Distance, TeacherTopK, answer_logits, answer_loss, batch_loss
 from edgeft.tune.targets import top_k
 
 N, V, K = 70, 50, 8  # more rows than one chunk
@@ -116,6 +116,30 @@ def tiny(attention: str = "eager") -> LlamaForCausalLM:
 def row(*own: int, trained: int = 2) -> Encoded:
     ids = (1, 2, 3, *own)
     return Encoded(ids, tuple(i >= len(ids) - trained for i in range(len(ids))))
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("end_id", [None, 60])
+def test_the_loss_without_all_logits_in_memory_is_the_same(taught: bool, frozen: bool, end_id: int | None) -> None:
+    rows = [row(*range(4, 60), trained=55) for _ in range(5)]
+    assert 2 * HEAD_ROWS < 5 * 55, "more than two parts"
+    batch, gradients, losses = collate(rows, 0, prefix=3), [], []
+    teacher = exact_targets(3 * torch.randn(5 * 55, V, generator=torch.Generator().manual_seed(0))) if taught else None
+    for apart in (False, True):
+        model = tiny(ROWS_ATTENTION).train()
+        model.lm_head.weight.requires_grad_(not frozen)
+        if apart:
+            loss = batch_loss(model, batch, teacher, 0.3, end_id=end_id)
+        else:
+            loss = answer_loss(answer_logits(model, batch)[:, :end_id], batch.labels_N, teacher, 0.3)
+        (loss * 0.5).backward()
+        losses.append(loss.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(losses[0], losses[1])
+    assert ("lm_head.weight" in gradients[0]) != frozen and list(gradients[0]) == list(gradients[1])
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, msg=name)
 
 
 @pytest.mark.parametrize("attention", ["eager", ROWS_ATTENTION])
