@@ -138,7 +138,9 @@ class StudentSettings(Settings):
     sha256: str | None = None
     """sha256 of its .gguf file; checked when given."""
     decode_speedup: Annotated[float, Field(gt=1)] | None = None
-    """How many times as fast as the teacher it decodes: layers and ffn are then chosen, by timing shapes here."""
+    """How many times as fast as the teacher it decodes: layers and ffn are then chosen, by timing shapes."""
+    timed_on: str | None = Field(default=None, exclude=True)  # from keys: a student depends on its shape alone
+    """Where: a target as of `edgeft bench --target`, such as ssh:pi@board or android:SERIAL; null: this machine."""
     layers: Positive | None = 15
     """Layers kept; null keeps all."""
     layer_choice: Literal["loss", "influence", "block"] = "loss"
@@ -161,6 +163,8 @@ class StudentSettings(Settings):
             raise ValueError(f"a ready-made student.model is taken as it is; leave out {', '.join(cuts)}, or the model")
         if not self.model and (lone := sorted(self.model_fields_set & pins)):
             raise ValueError(f"{', '.join(lone)} belongs to student.model, which is not set")
+        if self.timed_on and not self.decode_speedup:
+            raise ValueError("timed_on says where shapes are timed for decode_speedup, which is not set")
         if given := self.model_fields_set & {"layers", "ffn"} if self.decode_speedup else None:
             raise ValueError(f"decode_speedup chooses {' and '.join(sorted(given))}: give one or the other")
         return self

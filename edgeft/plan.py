@@ -54,6 +54,7 @@ class ShapeNode(Settings):
     max_tokens: int
     quant: str
     threads: int | None
+    timed_on: str | None
 
 
 class StudentNode(Settings):
@@ -193,6 +194,7 @@ class _Graph:
                 max_tokens=recipe.distill.max_tokens,
                 quant="q8_0",
                 threads=recipe.bench.threads,
+                timed_on=student.timed_on,
             )
             cutting["shape"] = self.add("shape", "shape", timing, {"model": TEACHER, **cutting})
         if recipe.targets.kind == "tokens":

@@ -1,8 +1,10 @@
-"""shape: how large a student may be to decode as fast as asked, timed on this machine with random weights."""
+"""shape: how large a student may be to decode as fast as asked, timed with random weights, here or on a target."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,8 +13,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from edgeft.artifact import Artifact
+from edgeft.bench.devices.pace import pace
 from edgeft.bench.host import physical_cores
-from edgeft.bench.race import Racer
+from edgeft.bench.race import decode_speedup
 from edgeft.formats.gguf import write_gguf
 from edgeft.formats.gguf_quant import quantize
 from edgeft.formats.hf import read_config, save_model, write_json
@@ -35,28 +38,37 @@ def run(cfg: ShapeNode, inputs: dict[str, Artifact], out: Path, report: Reporter
     goal = goal_of(asked, AutoConfig.from_pretrained(teacher))
     kept = _tokens(cfg, teacher, inputs["dataset"]) if (cfg.vocabulary or whole.vocabulary) < whole.vocabulary else None
     largest = whole.narrowed(len(kept) if kept else whole.vocabulary, goal.hidden, goal.kv_heads)
-    threads = cfg.threads or physical_cores()
     with TemporaryDirectory(prefix="edgeft-") as temporary, report.track("shapes timed", MEASUREMENTS) as bar:
         folder = Path(temporary)
-        reference = Racer(random_package(whole, teacher, folder / "teacher", cfg.quant, threads), threads)
+        reference = random_package(whole, teacher, folder / "teacher", cfg.quant)
+        with _clock(cfg, reference, report) as (threads, speedup_of):
 
-        def time_shape(shape: Shape) -> float:
-            package = random_package(shape, teacher, folder / "student", cfg.quant, threads, kept)
-            racer = Racer(package, threads)
-            try:
-                speedup = reference.speedup_of(racer)
-            finally:
-                racer.close()
-            bar.advance()
-            report.note(f"{shape.layers} layers, FFN {shape.ffn}: {speedup:.2f} times the teacher's decoding rate")
-            return speedup
+            def time_shape(shape: Shape) -> float:
+                speedup = speedup_of(random_package(shape, teacher, folder / "student", cfg.quant, kept))
+                bar.advance()
+                report.note(f"{shape.layers} layers, FFN {shape.ffn}: {speedup:.2f} times the teacher's decoding rate")
+                return speedup
 
-        try:
             chosen, timed = find_shape(largest, cfg.decode_speedup, time_shape)
-        finally:
-            reference.close()
     (out / SHAPE).write_text(json.dumps({"layers": chosen.shape.layers, "ffn": chosen.shape.ffn}), "utf-8")
-    return {"chosen": chosen.record(), "timed": [one.record() for one in timed], "quant": cfg.quant, "threads": threads}
+    return {
+        "chosen": chosen.record(),
+        "timed": [one.record() for one in timed],
+        "quant": cfg.quant,
+        "threads": threads,
+        "target": cfg.timed_on,
+    }
+
+
+@contextmanager
+def _clock(cfg: ShapeNode, reference: Path, report: Reporter) -> Iterator[tuple[int, Callable[[Path], float]]]:
+    """Threads, and what says of a package how many times as fast as the reference it decodes, here or on a target."""
+    if cfg.timed_on:
+        with pace(cfg.timed_on, cfg.threads, reference, report) as there:
+            yield there.threads, there.speedup_of
+        return
+    threads = cfg.threads or physical_cores()
+    yield threads, lambda package: decode_speedup(reference, package, threads)
 
 
 def _tokens(cfg: ShapeNode, teacher: Path, dataset: Artifact) -> list[int]:
@@ -67,9 +79,7 @@ def _tokens(cfg: ShapeNode, teacher: Path, dataset: Artifact) -> list[int]:
     )
 
 
-def random_package(
-    shape: Shape, teacher: Path, folder: Path, quant: str, threads: int, kept: list[int] | None = None
-) -> Path:
+def random_package(shape: Shape, teacher: Path, folder: Path, quant: str, kept: list[int] | None = None) -> Path:
     """A GGUF of this shape with random weights and the `kept` tokens of the teacher's tokenizer, or all."""
     config = shape.into(read_config(teacher))
     if kept is not None:
@@ -82,5 +92,5 @@ def random_package(
     write_gguf(folder, full, "f16")
     if quant == "f16":
         return full
-    quantize(full, package, quant, threads)
+    quantize(full, package, quant, physical_cores())
     return package

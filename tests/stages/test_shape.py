@@ -26,7 +26,7 @@ def test_a_random_package_has_the_shape_and_decodes(tmp_path: Path) -> None:
     teacher = write_tiny_llama(tmp_path / "teacher")
     kept = choose_tokens(read_json(teacher / "tokenizer.json"), (), 280)
     asked = replace(Shape.of(read_config(teacher)), layers=2, ffn=64, vocabulary=len(kept))
-    package = stage.random_package(asked, teacher, tmp_path / "student", "q8_0", threads=1, kept=kept)
+    package = stage.random_package(asked, teacher, tmp_path / "student", "q8_0", kept)
     sizes = {tensor.name: tuple(map(int, tensor.shape)) for tensor in gguf.GGUFReader(package).tensors}
     assert sizes["token_embd.weight"] == (64, 280)
     assert sizes["blk.1.ffn_up.weight"] == (64, 64) and "blk.2.ffn_up.weight" not in sizes
@@ -39,7 +39,14 @@ def test_the_chosen_shape_of_a_real_model_is_as_fast_as_asked(smollm2: Path, tmp
     row = {"messages": [{"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "Here."}]}
     dataset = write_artifact(tmp_path / "data", "dataset", {"train.jsonl": json.dumps(row) + "\n"})
     cfg = ShapeNode(
-        decode_speedup=2.0, vocabulary=16384, hidden=512, kv_heads=2, max_tokens=256, quant="q8_0", threads=1
+        decode_speedup=2.0,
+        vocabulary=16384,
+        hidden=512,
+        kv_heads=2,
+        max_tokens=256,
+        quant="q8_0",
+        threads=1,
+        timed_on=None,
     )
     found = stage.run(cfg, {"model": teacher, "dataset": dataset}, tmp_path, Reporter("shape"))
     assert found["chosen"]["speedup"] >= 2.0
