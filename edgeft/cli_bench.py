@@ -78,6 +78,7 @@ def bench(
     given = {
         "--data": data, "--choices": choices, "--grammar": grammar, "--like": like, "--target": target,
         "--runtime": runtime, "--strict": strict, "--sweep": sweep, "--rows": rows,
+        "--cpus": cpus, "--html": html,
     }  # fmt: skip
     refuse_together({name for name, value in given.items() if value})
     profile = find_profile(like, load_profiles(profiles)) if like else None
@@ -134,6 +135,8 @@ def refuse_together(given: set[str]) -> None:
             raise EdgeftError(f"{', '.join(others)} does not go with {option}", "leave one of the two out")
     if "--rows" in given and "--data" not in given:
         raise EdgeftError("--rows says how many rows of --data to score", "name the rows: --data FILE")
+    if (alone := sorted({"--cpus", "--html"} & given)) and "--target" not in given:
+        raise EdgeftError(f"{', '.join(alone)} is for targets", "name one: --target local, or ssh:USER@HOST")
 
 
 def _settings_of(package: str, runs: Path, threads: int | None) -> tuple[Any, Any]:
@@ -176,6 +179,8 @@ def _bench_targets(
 
     if html and len(folders) > 1:
         raise EdgeftError(f"--html writes one package's page, found {len(folders)}", "name one package's folder")
+    if html and not html.parent.is_dir():
+        raise EdgeftError(f"--html {html}: there is no folder {html.parent}", "make it first, or name another")
     found: list[dict[str, Any]] = []
     for folder in folders:
         measured = bench_fleet(targets, prepare(folder, rows, settings, task), choice, sys.stderr)

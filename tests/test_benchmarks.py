@@ -15,6 +15,8 @@ from benchmarks.distill.students import Result
 from benchmarks.speed import run as speed_run
 from benchmarks.targets import drive, run
 from benchmarks.training import compare
+from edgeft.bench.devices.device import DeviceError
+from edgeft.bench.devices.local import LocalDevice
 from edgeft.formats.gguf import write_gguf
 from tests.formats.tiny_model import write_tiny_llama
 
@@ -44,7 +46,13 @@ def test_a_benchmark_says_what_it_measures(
     assert "usage" in capsys.readouterr().out
 
 
-def test_what_a_target_computes_is_held_against_this_machine_and_partings_are_explained(tmp_path: Path) -> None:
+def broken(*given: Any) -> Any:
+    raise DeviceError("the runner ended by SIGILL", "build it for an older level")
+
+
+def test_what_a_target_computes_is_held_against_this_machine_and_partings_are_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = tmp_path / "package"
     package.mkdir()
     write_gguf(write_tiny_llama(tmp_path / "model", seed=3), package / "model.gguf", "f32")
@@ -63,6 +71,11 @@ def test_what_a_target_computes_is_held_against_this_machine_and_partings_are_ex
     assert [(p["answer"], p["token"]) for p in other["parts"]] == [(0, 1), (1, 0)]
     assert other["parts"][0]["margin"] > 0 and other["parts"][1]["margin"] is None
     assert run.went_wrong(other) and not run.went_wrong(same) and not run.went_wrong({"ok": False, **drive.ABSENT})
+    monkeypatch.setattr(LocalDevice, "run", broken)
+    crashed = drive.drive("local", package, None, local, asked)
+    assert run.went_wrong(crashed) and "SIGILL" in crashed["reason"]
+    away = drive.drive("ssh:nobody@nowhere.invalid", package, None, local, asked)
+    assert not away["ok"] and not run.went_wrong(away)
 
 
 def test_the_targets_last_line_holds_what_scripts_read(

@@ -53,6 +53,10 @@ TIMED = ("load_s", "ttft_s", "decode_tps", "wasm_bytes")
 ABSENT = {"kl_vs_local": None, "top1_vs_local": None, "emulated": None}
 
 
+class Broke(EdgeftError):
+    """A target that is here, and failed at what it was asked."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """The same for every target: token ids."""
@@ -95,7 +99,10 @@ def computed(target: str, package: Path, asked: Asked) -> dict[str, Any]:
         rows = [RowJob(ids) for ids in asked.prompts]
         threads = 1 if device.emulated else facts["cores_physical"] or 1
         job = Job(threads, asked.context, asked.stop_ids, NEW_TOKENS, rows=rows, forced=asked.forced, logits=LOGITS)
-        out = device.run(job, Path(scratch), lambda line: None)
+        try:
+            out = device.run(job, Path(scratch), lambda line: None)
+        except EdgeftError as error:
+            raise Broke(error.message, error.hint) from error
         flat = np.fromfile(Path(scratch, LOGITS), "<f4")
         found = {"logits_PV": flat.reshape(len(asked.next_ids), -1), "answers": out["answers"], "build": out["build"]}
         found |= {"emulated": device.emulated, "decode_tps": None, "threads": threads}
@@ -182,7 +189,7 @@ def drive(target: str, package: Path, test: Path | None, local: dict[str, Any], 
                 return _beside_adbd(package, test)
             entry = beside(package, local, computed(reached, package, asked), asked)
     except EdgeftError as error:
-        return {"ok": False, **ABSENT, "reason": str(error)}
+        return {"ok": False, **ABSENT, "broke": isinstance(error, Broke), "reason": str(error)}
     return {**entry, "seconds": round(time.monotonic() - start, 1)}
 
 

@@ -16,7 +16,10 @@ from edgeft.bench.profiles import Profile
 from edgeft.bench.runtimes import RUNTIMES, runtime_of
 from edgeft.errors import ArtifactError, EdgeftError
 
-DEVICE_HEADERS = ["device", "what it is", "chip", "fast cores", "RAM GB", "for an app", "peak GB/s", "CPU level"]
+DEVICE_HEADERS = [
+    "device", "what it is", "chip", "fast cores", "RAM GB", "predicted for an app", "peak GB/s",
+    "CPU level",
+]  # fmt: skip
 FORECAST_HEADERS = [
     "device", "package", "predicted tok/s", "predicted tok/s, 90%", "predicted TTFT ms", "predicted TTFT ms, 90%",
     "predicted MB", "predicted cache MB / 1,000 tokens", "predicted usable MB", "predicted to fit",
@@ -82,8 +85,14 @@ def forecast(
         if len(profiles) != 1:
             raise EdgeftError("one run tells about one device", "name it: --device NAME")
         [(name, profile)] = profiles.items()
-        package, decode_tps, measured_prompt = _measurement(measured, packages)
-        scale = calibration(name, profile, package.footprint, decode_tps, model, measured_prompt)
+        run = _measurement(measured, packages)
+        threads = predict(name, profile, run.package.footprint, run.prompt_tokens, model).threads
+        if run.threads not in (None, threads):
+            raise EdgeftError(
+                f"{measured}: measured on {run.threads} threads, where {threads} are predicted for",
+                f"measure the device so: edgeft bench PACKAGE --target ... --threads {threads} --json",
+            )
+        scale = calibration(name, profile, run.package.footprint, run.decode_tps, model, run.prompt_tokens)
     rows = []
     for name, profile in profiles.items():
         found = [(p, predict(name, profile, p.footprint, prompt_tokens, model, scale)) for p in packages]
@@ -146,25 +155,42 @@ def remarks(rows: Sequence[dict[str, Any]], prompt_tokens: int) -> list[str]:
     return lines
 
 
-def _measurement(measured: str, packages: Sequence[Package]) -> tuple[Package, float, int]:
-    """(package, decode tokens/s, prompt tokens) of a number or of a file of bench rows."""
+@dataclass(frozen=True)
+class Run:
+    """What one run on a device told; threads are not known of a number alone."""
+
+    package: Package
+    decode_tps: float
+    prompt_tokens: int
+    threads: int | None
+
+
+def _measurement(measured: str, packages: Sequence[Package]) -> Run:
+    """Of a number, or of a file of bench rows, which must be of one target."""
     if not Path(measured).is_file():
         try:
-            return packages[0], _positive(float(measured)), 128
+            return Run(packages[0], _positive(float(measured)), 128, None)
         except ValueError:
             raise EdgeftError(
                 f"--calibrate {measured}: neither a file nor a number above 0",
                 "give the decode tokens/s of the first package, or a file that `edgeft bench PACKAGE --json` wrote",
             ) from None
     rows = json.loads(Path(measured).read_text("utf-8"))
-    for row in rows if isinstance(rows, list) else [rows]:
-        for package in packages:
-            if package.digest and row.get("digest") == package.digest and row.get("decode_tps"):
-                return package, _positive(float(row["decode_tps"])), int(row["conditions"]["prompt_tokens"])
-    raise EdgeftError(
-        f"{measured}: no row measures one of these packages",
-        "measure one of them on the device: edgeft bench PACKAGE --json",
-    )
+    known = {package.digest: package for package in packages if package.digest}
+    rows = [row for row in (rows if isinstance(rows, list) else [rows]) if row.get("decode_tps")]
+    rows = [row for row in rows if row.get("digest") in known]
+    if not rows:
+        raise EdgeftError(
+            f"{measured}: no row measures one of these packages",
+            "measure one of them on the device: edgeft bench PACKAGE --json",
+        )
+    if len(targets := sorted({str(row.get("target") or "this machine") for row in rows})) > 1:
+        raise EdgeftError(
+            f"{measured}: rows of several targets ({', '.join(targets)}), where one device is to be corrected",
+            "measure that one alone: edgeft bench PACKAGE --target ... --json",
+        )
+    row, said = rows[0], rows[0]["conditions"]
+    return Run(known[row["digest"]], _positive(float(row["decode_tps"])), int(said["prompt_tokens"]), said["threads"])
 
 
 def _positive(value: float) -> float:

@@ -27,6 +27,8 @@ RUNTIME_BYTES = {"gguf": 80_000_000, "onnx": 95_000_000}
 # CPUs for which llama.cpp keeps these types in another order: a tied head is then there twice, as embedding and head.
 REPACKING = ("dotprod", "i8mm")
 REPACKED = {"q4_0", "q4_k", "q5_k", "q6_k", "q8_0", "iq4_nl"}
+TESTED_PROMPT, TESTED_ISA = 256, "i8mm"  # of the published runs that the model was fitted on
+LONG = 4  # times as long a prompt: then attention is some percent of a small model's work
 # Without these instructions a product takes more of others: smmla does the work of two sdot, sdot that of about four
 # instructions before it, AVX2 registers hold twice as much. Reasoned, not fitted.
 DECODE_WORK = {"armv8.0": 3.0, "dotprod": 1.0, "i8mm": 1.0, "avx2": 0.5}
@@ -103,7 +105,7 @@ def predict(
         cache_bytes_per_1000=1000 * package.cache_bytes_per_token,
         usable_bytes=profile.usable_bytes,
         fits=memory <= profile.usable_bytes,
-        notes=_notes(profile, package, model),
+        notes=_notes(profile, package, prompt_tokens, model),
     )
 
 
@@ -193,7 +195,7 @@ def _threads(device: str, profile: Profile, model: Predictor) -> int:
     return own.threads if own else profile.threads
 
 
-def _notes(profile: Profile, package: Footprint, model: Predictor) -> tuple[str, ...]:
+def _notes(profile: Profile, package: Footprint, prompt_tokens: int, model: Predictor) -> tuple[str, ...]:
     """What takes this prediction beyond what was tested."""
     notes = []
     if package.format == "onnx":
@@ -207,6 +209,13 @@ def _notes(profile: Profile, package: Footprint, model: Predictor) -> tuple[str,
         )
     if weights > model.largest_weights:
         notes.append(f"{tested}, this has {weights / 1e9:.1f}")
+    if prompt_tokens > LONG * TESTED_PROMPT:
+        notes.append(
+            f"tested with prompts of {TESTED_PROMPT} tokens: attention, whose work grows with the prompt's square, is "
+            "left out, so the real time to first token is more likely above the predicted one"
+        )
+    if profile.cpu.isa != TESTED_ISA:
+        notes.append(f"tested on CPUs with {TESTED_ISA}; what {profile.cpu.isa} costs is reasoned, not fitted")
     if profile.family != "phone":
         notes.append("fitted on phones; see the check on boards and laptops in benchmarks/targets/table.md")
     if profile.soc.startswith("A1"):

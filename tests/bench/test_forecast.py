@@ -80,18 +80,26 @@ def test_the_remarks_name_the_source_the_errors_and_what_was_not_tested() -> Non
     assert "PocketPal" in said and "median error" in said
     assert "tiny: onnxruntime was not among the tested runs" in said and "big:" not in said
     brackets = [row[3].startswith("(") for row in forecast_rows(forecast([*PACKAGES, *untested], PHONES, 128))]
-    assert brackets.count(True) == 2
+    assert brackets.count(True) == 4  # tiny on both devices, and all on the one without i8mm
+    assert "redmi-12-5g: tested on CPUs with i8mm; what dotprod costs is reasoned, not fitted" in said
 
 
 def test_one_run_on_the_device_may_come_from_a_bench_result(tmp_path: Path) -> None:
     result = tmp_path / "bench.json"
-    measured = {"digest": "d2", "decode_tps": 12.0, "conditions": {"prompt_tokens": 128}}
+    threads = forecast(PACKAGES, {"pixel-8": PHONES["pixel-8"]}, 128)[0]["predicted"]["threads"]
+    measured = {"digest": "d2", "decode_tps": 12.0, "conditions": {"prompt_tokens": 128, "threads": threads}}
     result.write_text(json.dumps([{"digest": "other", "decode_tps": 99.0}, measured]))
     [phone] = [{"pixel-8": PHONES["pixel-8"]}]
     by_file = forecast(PACKAGES, phone, 128, str(result))
     assert next(r for r in by_file if r["package"] == "small")["predicted"]["decode_tps"] == pytest.approx(12.0)
     by_number = forecast(PACKAGES[::-1], phone, 128, "12")
     assert [r["predicted"] for r in by_number] == [r["predicted"] for r in by_file]
+    result.write_text(json.dumps([{**measured, "conditions": {"prompt_tokens": 128, "threads": threads + 1}}]))
+    with pytest.raises(EdgeftError, match=f"measured on {threads + 1} threads, where {threads} are predicted"):
+        forecast(PACKAGES, phone, 128, str(result))
+    result.write_text(json.dumps([{**measured, "target": "local"}, {**measured, "target": "android:X"}]))
+    with pytest.raises(EdgeftError, match=r"several targets \(android:X, local\)"):
+        forecast(PACKAGES, phone, 128, str(result))
 
 
 @pytest.mark.parametrize("value", ["-3", "fast", "nan"])

@@ -112,9 +112,15 @@ def test_a_tied_head_is_in_memory_twice_where_llama_cpp_reorders_weights() -> No
 def test_beyond_tested_ground_a_prediction_says_so() -> None:
     tiny = replace(GGUF, layers={"q8_0": 70_000_000}, head={"q8_0": 9_000_000}, decode_bytes=84_000_000)
     assert predict("pixel-8", PHONES["pixel-8"], GGUF, 128, MODEL).notes == ()
-    for name, package in (("pixel-8", tiny), ("pixel-8", replace(GGUF, format="onnx")), ("raspberry-pi-5", GGUF)):
-        notes = predict(name, PHONES[name], package, 128, MODEL).notes
-        assert len(notes) == 1, (name, notes)
+    for name, package, prompt, said in (
+        ("pixel-8", tiny, 128, ["billion weights"]),
+        ("pixel-8", replace(GGUF, format="onnx"), 128, ["onnxruntime"]),
+        ("pixel-8", GGUF, 8000, ["attention"]),
+        ("pixel-6a", GGUF, 128, ["what dotprod costs"]),
+        ("raspberry-pi-5", GGUF, 128, ["what dotprod costs", "boards and laptops"]),
+    ):
+        notes = predict(name, PHONES[name], package, prompt, MODEL).notes
+        assert len(notes) == len(said) and all(map(str.__contains__, notes, said)), (name, notes)
 
 
 def test_every_figure_of_a_prediction_stands_under_the_key_predicted() -> None:

@@ -11,7 +11,8 @@ FIELDS = (
     "soc",  # "Tensor GS101"
     "cores_physical",
     "cores_logical",
-    "clusters",  # [{"cpus": [0, 1, 2, 3], "part": str | None, "max_mhz": float | None, "mhz": ..., "governor": ...}]
+    # [{"cpus": [0, 1, 2, 3], "physical": 4, "part": str or None, "max_mhz": float or None, "mhz", "governor"}, ...]
+    "clusters",
     "ram_bytes",
     "ram_free_bytes",
     "disk_free_bytes",  # where the private folder lies

@@ -27,8 +27,7 @@ for cpu in /sys/devices/system/cpu/cpu[0-9]*; do
   for fact in cpuinfo_max_freq scaling_cur_freq scaling_governor; do
     say "${cpu##*/} $fact" "$cpu/cpufreq/$fact"
   done
-  say "${cpu##*/} core" "$cpu/topology/core_id"
-  say "${cpu##*/} package" "$cpu/topology/physical_package_id"
+  say "${cpu##*/} siblings" "$cpu/topology/thread_siblings_list"
 done
 for zone in /sys/class/thermal/thermal_zone*; do
   say "zone ${zone##*zone} type" "$zone/type"
@@ -84,7 +83,7 @@ def facts_of(found: Sections, more: dict[str, Any] | None = None, reasons: dict[
         "machine": found.get("machine") or None,
         "model": found.get("model") or found.get("product") or None,
         "cores_logical": len(cores) or None,
-        "cores_physical": len({core["id"] for core in cores}) or None,
+        "cores_physical": len({core["siblings"] for core in cores}) or None,
         "clusters": _clusters(cores),
         "ram_bytes": memory.get("MemTotal"),
         "ram_free_bytes": memory.get("MemAvailable"),
@@ -103,7 +102,7 @@ def facts_of(found: Sections, more: dict[str, Any] | None = None, reasons: dict[
 
 
 def _cores(found: Sections) -> list[dict[str, Any]]:
-    """Of every logical core: number, physical id, part, clocks in MHz, governor."""
+    """Of every logical core: number, those of the same physical core, part, clocks in MHz, governor."""
     parts: dict[int, str] = {}
     clocks: dict[int, float] = {}
     number = None
@@ -121,7 +120,7 @@ def _cores(found: Sections) -> list[dict[str, Any]]:
         cores.append(
             {
                 "number": cpu,
-                "id": (found.get(f"cpu{cpu} package", ""), found.get(f"cpu{cpu} core", str(cpu))),
+                "siblings": found.get(f"cpu{cpu} siblings") or str(cpu),
                 "part": part or None,
                 "max_mhz": _mhz(found.get(f"cpu{cpu} cpuinfo_max_freq")),
                 "mhz": _mhz(found.get(f"cpu{cpu} scaling_cur_freq")) or clocks.get(cpu),
@@ -137,7 +136,11 @@ def _clusters(cores: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
     for core in cores:
         kinds.setdefault((core["max_mhz"] or 0.0, core["part"] or ""), []).append(core)
     clusters = [
-        {"cpus": [core["number"] for core in kind], **{k: kind[0][k] for k in ("part", "max_mhz", "mhz", "governor")}}
+        {
+            "cpus": [core["number"] for core in kind],
+            "physical": len({core["siblings"] for core in kind}),
+            **{k: kind[0][k] for k in ("part", "max_mhz", "mhz", "governor")},
+        }
         for _, kind in sorted(kinds.items())
     ]
     return clusters or None

@@ -31,6 +31,9 @@ from edgeft.bench.told import Told
 from edgeft.progress import Reporter
 
 CPUS = re.compile(r"\d+(-\d+)?")
+# As /proc/cpuinfo numbers them: Cortex-A53, A35, A55, A510, A520; Qualcomm's silver cores of Kryo 2xx, 3xx and 4xx.
+LITTLE_PARTS = frozenset({"0xd03", "0xd04", "0xd05", "0xd46", "0xd80", "0x801", "0x803", "0x805"})
+LITTLE_CLOCK = 0.8  # of the fastest core's clock
 RETRIES, RETRY_S = 2, 5.0  # after a lost connection
 EMULATED = "emulated: its timings say nothing about a device"
 ABSENT = {
@@ -65,16 +68,20 @@ def bench_on(
     gives what is held as long as the device is open; `on_sent` hears that the package is there.
 
     A lost connection is made again, in two attempts; rows that were answered are kept in `choice.runs` until all are.
-    Raises DeviceError if it cannot be done.
+    What could not be cleaned up in the end is told. Raises DeviceError if it cannot be measured.
     """
     lost = False
     for left in range(RETRIES, -1, -1):
-        reached = False
+        reached, found = False, dict[str, Any]()
         try:
             with opened(target) as device, on_open(device), _scratch() as near:
                 reached = True
-                return _Bench(device, work, choice, report, quiet or nullcontext(), near, on_sent).measure()
+                found = _Bench(device, work, choice, report, quiet or nullcontext(), near, on_sent).measure()
+            return found
         except DeviceError as error:
+            if found:  # it failed at cleaning up, which costs nothing that was measured
+                report.note(f"{error.message}; {error.hint}")
+                return found
             lost = isinstance(error, DeviceLost) or (lost and not reached)  # it may not be back yet
             if not lost or not left:
                 raise
@@ -153,8 +160,8 @@ class _Bench:
         }  # fmt: skip
         if out["peak_rss_bytes"] is None:
             result["absent"]["peak_rss_bytes"] = out["peak_rss"]
-        cores = before["cores_physical"] or before["cores_logical"] or 1
-        found = conditions.describe(moment_of(out["before"]), moment_of(out["after"]), samples, cores)
+        threads = out.get("threads", job.threads)  # a target may be told another number in its name
+        found = conditions.describe(moment_of(out["before"]), moment_of(out["after"]), samples, threads)
         found["marks"] += heat_marks(before, after) + state_marks(after, out.get("trace") or ())
         result["conditions"] |= {"prompt_tokens": len(job.speed.prompt), "decode_tokens": job.speed.decode_tokens}
         result["conditions"] |= {
@@ -166,7 +173,6 @@ class _Bench:
         if energy["joules_per_token"] is None:
             result["absent"]["joules_per_token"] = energy["absent"]
         result["conditions"] |= {"energy": out.get("energy"), "wasm_memory": out.get("memory")}
-        threads = out.get("threads", job.threads)  # a target may be told another number in its name
         result["conditions"]["threads"] = result["host"]["threads"] = threads
         result["host"] |= {"after": after, "trace": out.get("trace")}
         result["host"] |= {"build": out["build"], "peak_rss": out["peak_rss"],
@@ -230,16 +236,27 @@ def told_of(raw: dict[str, Any]) -> Told:
 
 
 def big_cores(facts: dict[str, Any]) -> list[int]:
-    """All cores but those of the slowest kind; all where there is one kind."""
-    clusters = facts["clusters"] or []
-    return sorted(cpu for cluster in clusters[1:] or clusters for cpu in cluster["cpus"])
+    """All cores but the little ones; all where there is one kind."""
+    return sorted(cpu for cluster in _big_clusters(facts) for cpu in cluster["cpus"])
 
 
 def default_threads(facts: dict[str, Any]) -> int:
     """One for each big core; where no kinds are known, one for each physical core."""
-    clusters = facts["clusters"] or []
-    known = len(big_cores(facts)) if len(clusters) > 1 else 0
+    known: int = sum(cluster["physical"] for cluster in _big_clusters(facts))
     return known or facts["cores_physical"] or facts["cores_logical"] or 1
+
+
+def _big_clusters(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Kinds of cores that are no little ones, by their part or, where none is told, by a clock far below the fastest's;
+    every core waits for the slowest after each matrix. Favoured cores of one kind differ in their clocks, too."""
+    clusters = facts["clusters"] or []
+    fastest = max((cluster["max_mhz"] or 0.0 for cluster in clusters), default=0.0)
+
+    def little(cluster: dict[str, Any]) -> bool:
+        part = cluster["part"]
+        return part in LITTLE_PARTS if part else (cluster["max_mhz"] or 0.0) < LITTLE_CLOCK * fastest
+
+    return [cluster for cluster in clusters if not little(cluster)] or clusters
 
 
 def chosen_cpus(text: str | None, facts: dict[str, Any]) -> list[int] | None:
@@ -247,7 +264,9 @@ def chosen_cpus(text: str | None, facts: dict[str, Any]) -> list[int] | None:
     if text is None:
         return None
     if text == "big":
-        return big_cores(facts) or None
+        if not facts["clusters"]:
+            raise DeviceError("--cpus big: the target does not tell its kinds of cores", "name some, like 4-7")
+        return big_cores(facts)
     chosen: set[int] = set()
     for part in text.split(","):
         if not CPUS.fullmatch(part):

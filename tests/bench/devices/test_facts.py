@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +54,44 @@ def test_threads_and_cores_are_those_of_the_big_cluster_unless_named() -> None:
     for wrong in ("6", "big-ones", "4-", ""):
         with pytest.raises(DeviceError, match="cpus"):
             chosen_cpus(wrong, facts)
+
+
+def test_big_cores_of_a_target_that_tells_no_kinds_are_an_error() -> None:
+    with pytest.raises(DeviceError, match="does not tell its kinds of cores"):
+        chosen_cpus("big", {"clusters": None})
+
+
+def cores(*kinds: tuple[int, str | None, int, int]) -> dict[str, Any]:
+    """Facts of a processor: of each kind the number of physical cores, part, MHz, and threads of a core."""
+    lines, number = ["@ cpuinfo"], 0
+    topology = []
+    for count, part, mhz, threads in kinds:
+        for _ in range(count):
+            same = range(number, number + threads)
+            for cpu in same:
+                lines += [f"processor\t: {cpu}", *([f"CPU part\t: {part}"] if part else [])]
+                topology += [f"@ cpu{cpu} cpuinfo_max_freq", str(mhz * 1000)]
+                topology += [f"@ cpu{cpu} siblings", f"{same[0]}-{same[-1]}" if threads > 1 else str(cpu)]
+            number += threads
+    found: dict[str, Any] = facts_of(sections_of([*lines, *topology, "@ end"]))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kinds", "physical", "threads"),
+    [
+        ([(6, "0x001", 3532, 1), (2, "0x001", 4320, 1)], 8, 8),  # Snapdragon 8 Elite: no little core
+        ([(4, "0xd05", 1800, 1), (2, "0xd41", 2250, 1), (2, "0xd44", 2800, 1)], 8, 4),  # Tensor
+        ([(4, "0xd03", 1800, 1), (4, "0xd03", 2300, 1)], 8, 8),  # little cores alone
+        ([(4, "0xd03", 2000, 1), (4, "0xd09", 2400, 1)], 8, 4),  # little at 0.83 of the clock
+        ([(6, None, 4900, 2), (2, None, 5200, 2)], 8, 8),  # favoured cores of one kind, two threads each
+        ([(8, None, 3800, 1), (8, None, 5400, 2)], 16, 8),  # a hybrid: 24 logical
+        ([(4, None, 0, 2)], 4, 4),  # no clocks told
+    ],
+)
+def test_a_thread_for_each_core_that_is_no_little_one(kinds: Any, physical: int, threads: int) -> None:
+    facts = cores(*kinds)
+    assert (facts["cores_physical"], default_threads(facts)) == (physical, threads)
 
 
 def test_a_hot_device_is_waited_for_and_not_for_ever() -> None:

@@ -99,3 +99,16 @@ def test_a_lost_device_may_take_both_attempts_to_come_back(
     connect_all([away, Far])
     with pytest.raises(DeviceError, match="sees no phone"):
         bench_on("far", work, Choice(tmp_path), Reporter("far"))
+
+
+def test_what_was_measured_is_not_lost_if_something_stays_on_the_device(
+    work: Work, opens: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Unplugged(Far):
+        def clean_up(self) -> None:
+            super().clean_up()
+            raise DeviceError("its folder may still be there", "remove it")
+
+    opens(Unplugged)
+    found = bench_on("far", work, Choice(tmp_path), Reporter("far", stream=sys.stderr))
+    assert found["row"]["decode_tps"] and "its folder may still be there; remove it" in capsys.readouterr().err

@@ -102,6 +102,7 @@ class Engine {
 
   async row(prompt, reference, stop, most) {
     const said = most ? await this.first([() => this.answer(prompt, stop, most), () => this.told(prompt, most)]) : [];
+    if (said === null) throw new Error(`wllama ended while it answered a row: ${this.crash}`);
     const whole = { ids: [...prompt.ids, ...reference.ids], pieces: [...prompt.pieces, ...reference.pieces] };
     const positions = reference.ids.map((_, i) => prompt.ids.length - 1 + i);
     const { logits, ...scores } = await this.score(whole, positions, false);
