@@ -178,9 +178,9 @@ class TargetSettings(Settings):
     keep: Literal["all", "agreeing"] = "all"
     """Which of these answers are learned: all, or those whose first line says what your row's says."""
     top_k: Annotated[int, Field(ge=1, le=256)] = 16
-    """Tokens kept per position."""
+    """Tokens kept per position, of kind tokens."""
     temperature: Annotated[float, Field(gt=0)] = 1.0
-    """What the teacher's logits are divided by, and the student's when it learns from them; above 1 is softer."""
+    """Of kind tokens: what the teacher's logits are divided by, and the student's when it learns; above 1 is softer."""
     shard_rows: Positive = 256
     """Rows per shard, the unit of resume."""
     max_tokens: Positive = 512
@@ -201,7 +201,7 @@ class DistillSettings(LoopSettings):
     teacher_weight: Fraction = 0.5
     """Share of the loss that comes from the teacher, its probabilities or answers; the rest comes from the labels."""
     divergence: Literal["forward_kl", "reverse_kl", "js", "skewed_kl"] = "forward_kl"
-    """KL(teacher || student), KL(student || teacher), Jensen-Shannon, or KL(teacher || a mixture of both)."""
+    """Of kind tokens: KL(teacher || student), KL(student || teacher), Jensen-Shannon, or KL(teacher || a mixture)."""
     skew: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """The teacher's share in skewed_kl's mixture."""
     hidden_weight: Annotated[float, Field(ge=0)] = 0.0
