@@ -48,6 +48,15 @@ def run_adb(adb: str, arguments: Sequence[str], timeout_s: float = TIMEOUT_S) ->
         ) from None
 
 
+def phones(adb: str) -> dict[str, str]:
+    """{serial: state} of all that adb sees. Raises DeviceError if its server cannot be reached or started."""
+    listed = run_adb(adb, ["devices"])
+    if listed.returncode != 0:
+        said = (listed.stderr.strip() or listed.stdout.strip()).splitlines()
+        raise DeviceError(f"adb does not work: {said[-1] if said else f'code {listed.returncode}'}", "adb kill-server")
+    return phones_in(listed.stdout)
+
+
 def phones_in(listing: str) -> dict[str, str]:
     """{serial: state} out of what `adb devices` prints."""
     phones = {}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.artifact import file_sha256
-from edgeft.bench.devices.adb import READY, chosen, find_adb, is_address, phones_in, run_adb
+from edgeft.bench.devices.adb import READY, chosen, find_adb, is_address, phones, run_adb
 from edgeft.bench.devices.android_facts import ANDROID_PROBE, android_facts, energy
 from edgeft.bench.devices.child import Children, ignore
 from edgeft.bench.devices.device import DeviceError, DeviceLost, OnLine, cleaned_up_after_errors
@@ -27,6 +27,7 @@ from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runn
 
 ROOM = "/data/local/tmp"
 ARGV = (f"./{RUNNER_NAME}", MODEL_NAME)
+_IN_USE: set[str] = set()  # this process's folders on phones that it is connected to
 PID = "pid"  # file with the number of the process that was started last
 CUT = 255  # adb's exit code if the connection ends before the command
 SPARE_BYTES = 32 << 20  # that must stay free beside what is sent: logits, results
@@ -43,14 +44,14 @@ def open_android(address: str) -> AndroidDevice:
     Raises DeviceError if it is not there, not allowed, or cannot run it.
     """
     adb = find_adb()
-    phones = phones_in(run_adb(adb, ["devices"]).stdout)
-    connected = is_address(address) and phones.get(address) != READY
+    seen = phones(adb)
+    connected = is_address(address) and seen.get(address) != READY
     if connected:
         said = run_adb(adb, ["connect", address]).stdout.strip()
-        phones = phones_in(run_adb(adb, ["devices"]).stdout)
-        if address not in phones:
+        seen = phones(adb)
+        if address not in seen:
             raise DeviceError(f"adb cannot reach {address}: {said}", "look at the address in Wireless debugging")
-    device = AndroidDevice(adb, chosen(phones, address), connected)
+    device = AndroidDevice(adb, chosen(seen, address), connected)
     with cleaned_up_after_errors(device):
         device.prepare()
     return device
@@ -76,14 +77,16 @@ class AndroidDevice:
         if "shell_v2" not in run_adb(self._adb, ["-s", self._serial, "features"]).stdout.split():
             raise DeviceError(f"{self.name}: the phone tells no exit codes", "Android 7 or newer is needed")
         self._there = True
+        _IN_USE.add(self.folder)
         made = self._shell(shlex.join(["mkdir", "-m", "700", self.folder]))
         if made.code != 0:
             raise DeviceError(f"{self.name}: cannot make {self.folder}: {made.stderr.strip()}", _hint(made.stderr))
         self._sweep()
+        self.place = f"android:{self._own_serial()}"
         facts = self.probe()
         machine, features = facts["machine"] or "an unknown machine", facts["cpu_features"] or ()
         self.push({RUNNER_NAME: find_runner(machine, "android", features)})
-        self._better = better_runner(machine, features)
+        self._better = better_runner(machine, features, "android")
         check_runner(self, ARGV[:1])
 
     def probe(self) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class AndroidDevice:
         if not self._there:
             return
         self._children.go_on()
+        _IN_USE.discard(self.folder)
         try:
             gone = self._shell(removal(self.folder)).code == 0
         except DeviceLost:
@@ -140,12 +144,18 @@ class AndroidDevice:
         self._there = False
 
     def _sweep(self) -> None:
-        """Remove what connections that ended early left; one process measures a phone once at a time."""
+        """Remove what connections that ended early left, and nothing that is in use."""
         names: list[str] = []
         self._shell(f"ls {ROOM}", names.append)
         for name in names:
-            if is_left(name) or (is_own(name) and f"{ROOM}/{name}" != self.folder):
+            if is_left(name) or (is_own(name) and f"{ROOM}/{name}" not in _IN_USE):
                 self._shell(removal(f"{ROOM}/{name}"))
+
+    def _own_serial(self) -> str:
+        """What the phone calls itself: one that is reached by cable and over a network is measured once at a time."""
+        told: list[str] = []
+        self._shell("getprop ro.serialno", told.append)
+        return told[0].strip() if told and told[0].strip() else self._serial
 
     def _digests(self, names: Sequence[str]) -> dict[str, str]:
         """sha256 of those files that are there."""

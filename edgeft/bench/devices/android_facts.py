@@ -59,12 +59,13 @@ def battery_of(text: str) -> dict[str, Any] | None:
         return None
     number = {key: int(value) for key, value in values.items() if value.lstrip("-").isdigit()}
     tenths = number.get("temperature")
+    plugged_in = any(key.endswith(" powered") and value == "true" for key, value in values.items())  # full, or held
     return {
         "percent": round(100 * number["level"] / (number.get("scale") or 100)) if "level" in number else None,
         "temperature_c": None if tenths is None else tenths / 10,
         "current_ma": None,
         "voltage_mv": number.get("voltage"),
-        "charging": number["status"] in (CHARGING, FULL) if "status" in number else None,
+        "charging": number["status"] in (CHARGING, FULL) or plugged_in if "status" in number else None,
     }
 
 

@@ -45,41 +45,55 @@ TARGETS = (NATIVE, *LEVELS)
 
 
 def find_runner(machine: str, system: str = "linux", features: Sequence[str] = ()) -> Path:
-    """The runner for a machine ('aarch64', as `uname -m` says) whose processor has `features` (of /proc/cpuinfo).
+    """The first of `find_runners`."""
+    return find_runners(machine, system, features)[0]
 
-    The highest of the built levels that the features allow, the lowest if none are given; on a machine like this one
-    the native build, if there is one. Raises DeviceError if none of them is built, it was changed, or there is none for
-    such a machine.
+
+def find_runners(machine: str, system: str = "linux", features: Sequence[str] = ()) -> list[Path]:
+    """Runners for a machine ('aarch64', as `uname -m` says) whose processor has `features` (of /proc/cpuinfo).
+
+    On a Linux like this one the native build comes first, if there is one; it needs a C library like this one's, so it
+    may not start. Then the highest of the built levels that the features allow, the lowest if none are given. Raises
+    DeviceError if none of them is built, it was changed, or there is none for such a machine.
     """
     if system.lower() not in ("linux", "android") or machine not in LEVELS:
         raise DeviceError(
             f"there is no runner for {system} on {machine}", f"it runs on Linux and Android on {', '.join(LEVELS)}"
         )
-    if _like_this_one(machine, features):
-        return checked(folder_of(NATIVE, Level(NATIVE)))
+    native = [checked(folder_of(NATIVE, Level(NATIVE)))] if _like_this_one(machine, system, features) else []
     fit = _fitting(machine, features)
+    if not fit and not native:
+        raise DeviceError(
+            f"no runner is made for a {machine} processor without {', '.join(LEVELS[machine][-1].needs)}",
+            "install edgeft there and measure on it: edgeft bench PACKAGE",
+        )
     built = [level for level in fit if (folder_of(machine, level) / RECORD).is_file()]
-    return runner_of(machine, (built or fit)[0])
+    if native and not built:
+        return native
+    return [*native, runner_of(machine, (built or fit)[0])]
 
 
-def better_runner(machine: str, features: Sequence[str]) -> str | None:
+def better_runner(machine: str, features: Sequence[str], system: str = "linux") -> str | None:
     """The command that builds a runner of a higher level than the one that `find_runner` gives; None if it is the
     highest that fits."""
-    best = _fitting(machine, features)[0]
-    if _like_this_one(machine, features) or (folder_of(machine, best) / RECORD).is_file():
+    fit = _fitting(machine, features)
+    if not fit or _like_this_one(machine, system, features) or (folder_of(machine, fit[0]) / RECORD).is_file():
         return None
-    return build_command(machine, best)
+    return build_command(machine, fit[0])
 
 
 def _fitting(machine: str, features: Sequence[str]) -> list[Level]:
-    """Levels that the features allow, the highest first; the one that runs on any of them if none do."""
-    return [level for level in LEVELS[machine] if set(level.needs) <= set(features)] or [LEVELS[machine][-1]]
+    """Levels that the features allow, the highest first; the lowest of all if no features are known."""
+    if not features:
+        return [LEVELS[machine][-1]]
+    return [level for level in LEVELS[machine] if set(level.needs) <= set(features)]
 
 
-def _like_this_one(machine: str, features: Sequence[str]) -> bool:
-    """Whether the native build is there and runs on such a machine."""
+def _like_this_one(machine: str, system: str, features: Sequence[str]) -> bool:
+    """Whether the native build is there and made for such a system and processor."""
+    here = (platform.system().lower(), platform.machine())
     built = (folder_of(NATIVE, Level(NATIVE)) / RECORD).is_file()
-    return built and machine == platform.machine() and set(own_features()) <= set(features)
+    return built and (system.lower(), machine) == here and set(own_features()) <= set(features)
 
 
 def runner_of(target: str, level: Level) -> Path:

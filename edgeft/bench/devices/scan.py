@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from edgeft.bench.devices.adb import find_adb, run_adb
@@ -13,7 +14,6 @@ from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.host import host_facts
 
 Found = tuple[str, str, str]  # target, state, what it is
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 QEMU = ("qemu-aarch64-static", "qemu-aarch64")
 ADB_S = 10.0
 
@@ -25,8 +25,7 @@ def scan() -> list[Found]:
     found: list[Found] = [("local", "ready", f"{host['cpu'] or platform.machine()}, {cores}")]
     found += [(f"ssh:{name}", "not asked", "in ~/.ssh/config") for name in ssh_hosts()]
     found += _phones()
-    browser = _first(BROWSERS)
-    found.append(("browser", "ready" if browser else "no browser", browser or "install chromium"))
+    found.append(("browser", *_browser()))
     qemu = _first(QEMU)
     found.append(("arm64", "emulated" if qemu else "no emulator", qemu or "install qemu-user-static"))
     return found
@@ -70,15 +69,38 @@ def _phones() -> list[Found]:
 
 def phones_in(listing: str) -> list[Found]:
     """The lines of `adb devices -l`."""
-    advice = {"unauthorized": "allow USB debugging on its screen", "offline": "plug it in again"}
+    advice = {
+        "unauthorized": "allow USB debugging on its screen", "offline": "plug it in again",
+        "no permissions": "give your user access to USB devices",
+    }  # fmt: skip
     found = []
     for line in listing.splitlines()[1:]:
         serial, *words = line.split()[:1] + line.split()[1:] or [""]
         if words and not serial.startswith("*"):
             named = dict(word.split(":", 1) for word in words[1:] if ":" in word)
-            state = "ready" if words[0] == "device" else words[0]
-            found.append((f"android:{serial}", state, advice.get(words[0], named.get("model", ""))))
+            state = {"device": "ready", "no": "no permissions"}.get(words[0], words[0])
+            found.append((f"android:{serial}", state, advice.get(state, named.get("model", ""))))
     return found
+
+
+def _browser() -> tuple[str, str]:
+    """State and program of the browser: ready if it, what drives it and a runtime for its pages are there."""
+    from edgeft.bench.devices.browser import find_chromium
+    from edgeft.bench.devices.web_runtimes import find_runtime
+
+    try:
+        program = find_chromium()
+    except DeviceError as error:
+        return "no browser", error.hint
+    if not find_spec("playwright"):
+        return "no Playwright", "pip install 'edgeft[browser]'"
+    reasons = []
+    for fmt in ("gguf", "onnx"):
+        try:
+            find_runtime(fmt)
+        except DeviceError as error:
+            reasons.append(error.hint)
+    return ("no runtime", reasons[0]) if len(reasons) == 2 else ("ready", str(program))
 
 
 def _first(names: tuple[str, ...]) -> str | None:

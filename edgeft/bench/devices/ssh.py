@@ -185,13 +185,22 @@ class SshDevice:
 
     def _native(self) -> list[str]:
         """Push the runner for its processor."""
-        from edgeft.bench.devices.native import better_runner, find_runner
+        from edgeft.bench.devices.native import better_runner, find_runners
 
         facts = self.probe()
         machine, features = str(facts["machine"]), facts["cpu_features"] or ()
-        self.push({RUNNER_NAME: find_runner(machine, features=features)})
         self._better = better_runner(machine, features)
-        check_runner(self, [f"./{RUNNER_NAME}"])
+        runners = find_runners(machine, features=features)
+        for program in runners:
+            self.push({RUNNER_NAME: program})
+            try:
+                check_runner(self, [f"./{RUNNER_NAME}"])
+                break
+            except DeviceLost:
+                raise
+            except DeviceError:  # the native build may want another C library
+                if program == runners[-1]:
+                    raise
         return [f"./{RUNNER_NAME}", MODEL_NAME]
 
     def _python(self) -> list[str]:

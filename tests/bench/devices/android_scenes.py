@@ -134,6 +134,8 @@ def is_lost(model: Path, job: Job, scratch: Path) -> list[Any]:
 
 def main(model: Path, job_file: Path, out: Path) -> None:
     job, scratch = job_of(job_file.read_text()), out.parent
+    for arguments in (["connect", SERIAL], ["-s", SERIAL, "wait-for-device"]):  # on a busy machine it is offline first
+        run_adb(find_adb(), arguments)
     found: dict[str, Any] = {"works": works(model, job, scratch)}
     found["swept"] = swept(model)
     found["killed"] = ends(model, job, scratch, kill_runner)

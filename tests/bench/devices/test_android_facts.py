@@ -66,8 +66,14 @@ def test_a_battery_has_level_heat_voltage_and_whether_it_charges() -> None:
     assert battery_of(BATTERY) == {
         "percent": 85, "temperature_c": 28.9, "current_ma": None, "voltage_mv": 4210, "charging": True
     }  # fmt: skip
-    on_battery = battery_of(BATTERY.replace("status: 2", "status: 3").replace("scale: 100", "scale: 170"))
+    on_battery = battery_of(
+        BATTERY.replace("status: 2", "status: 3")
+        .replace("USB powered: true", "USB powered: false")
+        .replace("scale: 100", "scale: 170")
+    )
     assert on_battery and (on_battery["charging"], on_battery["percent"]) == (False, 50)
+    held = BATTERY.replace("status: 2", "status: 4")  # a charge limit: not charging, and fed by the cable
+    assert "USB powered: true" in held and (battery_of(held) or {})["charging"] is True
     assert battery_of("Can't find service: battery") is None
 
 

@@ -17,7 +17,7 @@ from edgeft.bench.devices.job import Job
 from edgeft.bench.devices.private import OURS
 
 ADB = r"""#!/bin/sh
-if [ "$1" = devices ]; then printf 'List of devices attached\nS1\tdevice\n'; exit; fi
+if [ "$1" = devices ]; then printf 'List of devices attached\nS1\tdevice\nS2\tdevice\n'; exit; fi
 shift 2  # -s S1
 [ "$1" = features ] && echo shell_v2 && exit
 if [ -e "@/gone" ]; then echo "error: device 'S1' not found" >&2; exit 1; fi
@@ -76,6 +76,23 @@ def test_other_errors_of_a_phone_leave_nothing_on_it(room: Path, tmp_path: Path)
     with pytest.raises(DeviceError, match="SIGILL") as caught, opened("android:S1"):
         pass
     assert not isinstance(caught.value, DeviceLost) and list(room.iterdir()) == []
+
+
+def test_one_phone_under_two_names_is_measured_once_at_a_time_and_keeps_both_folders(
+    room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "getprop", "#!/bin/sh\necho 39281FDJ\n")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with opened("android:S1") as first, opened("android:S2") as second:
+        assert first.place == second.place == "android:39281FDJ"
+        assert len(list(room.iterdir())) == 2, "the second connection took the first one's folder"
+    assert list(room.iterdir()) == []
+
+
+def test_an_adb_that_does_not_work_is_no_missing_phone(room: Path, tmp_path: Path) -> None:
+    program(tmp_path / "adb", "#!/bin/sh\necho 'cannot bind to 127.0.0.1:5037' >&2\nexit 1\n")
+    with pytest.raises(DeviceError, match="adb does not work: cannot bind"), opened("android:S1"):
+        pass
 
 
 def test_what_a_killed_process_left_running_on_a_phone_ends_at_the_next_connection(room: Path) -> None:

@@ -161,17 +161,27 @@ def test_what_is_found_is_named_and_not_connected_to(tmp_path: Path, monkeypatch
     assert ssh_hosts() == ["pi", "board", "nas", "jetson"]
     listing = (
         "List of devices attached\nR58 device usb:1-1 model:SM_S921B device:e1s\nX9 unauthorized usb:1-2\n"
+        "Y7 no permissions (user in plugdev group; are your udev rules wrong?); see [http://x] usb:1-3\n"
         "* daemon started successfully\n\n"
     )
     phones = [
-        ("android:R58", "ready", "SM_S921B"), ("android:X9", "unauthorized", "allow USB debugging on its screen")
+        ("android:R58", "ready", "SM_S921B"), ("android:X9", "unauthorized", "allow USB debugging on its screen"),
+        ("android:Y7", "no permissions", "give your user access to USB devices"),
     ]  # fmt: skip
     assert phones_in(listing) == phones
     adb = tmp_path / "adb"  # as adbutils brings it, not on the PATH
     adb.write_text(f"#!/bin/sh\ncat <<'.'\n{listing}.\n")
     adb.chmod(0o700)
     monkeypatch.setattr(scan, "find_adb", lambda: str(adb))
+    monkeypatch.setenv("EDGEFT_CHROMIUM", str(adb))
+    monkeypatch.setenv("EDGEFT_CACHE", str(tmp_path))
+    monkeypatch.setattr(scan, "find_spec", lambda name: object())
     found = scan.scan()
+    assert ("browser", "no runtime", "edgeft device fetch-browser") in found
+    monkeypatch.setattr(scan, "find_spec", lambda name: None)
+    assert ("browser", "no Playwright", "pip install 'edgeft[browser]'") in scan.scan()
+    monkeypatch.setenv("EDGEFT_CHROMIUM", str(tmp_path / "none"))
+    assert "no browser" in [state for name, state, _ in scan.scan() if name == "browser"]
     assert [line for line in found if line[0].startswith("android")] == phones
     assert [line[0] for line in found if line[0].startswith(("local", "ssh"))] == [
         "local", "ssh:pi", "ssh:board", "ssh:nas", "ssh:jetson"

@@ -74,6 +74,10 @@ def test_the_native_build_serves_only_processors_like_this_one(monkeypatch: pyte
     assert native.find_runner("x86_64", features=[*native.own_features(), "more"]) == own
     assert native.better_runner("x86_64", native.own_features()) is None
     assert native.find_runner("x86_64", features=["avx2", "bmi2", "f16c", "fma"]) == any_
+    assert native.find_runners("x86_64", features=native.own_features()) == [own, any_], "if the first does not start"
+    assert native.find_runner("x86_64", "android", native.own_features()) == any_, "its C library is another"
+    with pytest.raises(DeviceError, match="no runner is made for a x86_64 processor without avx2"):
+        native.find_runner("x86_64", features=["sse4_2"])
 
 
 def test_a_program_that_was_changed_is_not_used() -> None:

@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from benchmarks.targets.sshd import Sshd
-from edgeft.bench.devices import measure, work
-from edgeft.bench.devices.device import HERE, opened
+from edgeft.bench.devices import measure, native, work
+from edgeft.bench.devices.device import HERE, DeviceError, opened
 from edgeft.bench.devices.facts import FIELDS
 from edgeft.bench.devices.fleet import bench_fleet
 from edgeft.bench.devices.measure import Choice
@@ -40,6 +40,24 @@ def test_a_command_runs_in_the_private_folder_and_its_code_and_signal_come_back(
         assert killed.code == 137 and "SIGKILL" in reason(killed) and "memory" in hint(killed)
         assert "not there" in hint(device.call(["no-such-program"], heard))
     assert sshd.left_behind() == []
+
+
+def test_a_native_runner_that_does_not_start_there_gives_way_to_the_next(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runners = []
+    for name, text in (("native", "exit 127"), ("static", "echo '{\"runner\": 1}'")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o700)
+        runners.append(tmp_path / name)
+    monkeypatch.setattr(native, "find_runners", lambda machine, features: runners)
+    with opened(sshd.target()) as device:
+        assert isinstance(device, SshDevice)
+        assert device._native() == ["./edgeft-runner", "model.gguf"]
+        assert Path(device.folder, "edgeft-runner").read_bytes() == runners[1].read_bytes()
+        runners.pop()
+        with pytest.raises(DeviceError, match="does not start"):
+            device._native()
 
 
 def test_files_arrive_whole_once_and_come_back(sshd: Sshd, tmp_path: Path) -> None:
