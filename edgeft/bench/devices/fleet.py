@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -114,6 +115,9 @@ def bench_fleet(targets: Sequence[str], work: Work, choice: Choice, stream: Text
         except EdgeftError as error:
             report.note(f"failed: {error}")
             return failed(target, work, error)
+        except Exception as error:  # a defect must not cost what the other targets measured
+            report.note(f"failed: {''.join(traceback.format_exception(error))}")
+            return failed(target, work, DeviceError(f"{type(error).__name__}: {error}", "this is a defect of edgeft"))
         finally:
             sent()
         if choice.strict and (marks := marks_of(found["row"])):

@@ -1,7 +1,8 @@
 """A Linux machine reached with the system's ssh: 'ssh:USER@HOST', 'ssh:NAME-IN-SSH-CONFIG', 'ssh:HOST:/FOLDER'.
 
 One connection serves all calls. Its own session is the guard of the private folder: a shell there that waits until
-this side is gone, in whatever way, then ends what still works in the folder and removes it.
+this side is gone, in whatever way, then ends what still works in the folder and removes it. If the machine went down
+or the guard was killed, the next connection removes the folder, which says of which boot it is and who guards it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ LOOPBACK = ("localhost", "127.", "::1")
 
 GUARD = r"""
 umask 077
+boot=$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)
+space=$(readlink /proc/self/ns/pid 2>/dev/null)
+for left in "${1:-$HOME}"/.edgeft-*; do
+  [ -f "$left/.guard" ] && [ ! -L "$left" ] || continue
+  { read -r its_boot && read -r its_space && read -r its_pid; } < "$left/.guard" || continue
+  if [ "$its_boot" != "$boot" ]; then rm -rf "$left"
+  elif [ "$its_space" = "$space" ] && ! kill -0 "$its_pid" 2>/dev/null; then rm -rf "$left"; fi
+done
 made=$(mktemp -d "${1:-$HOME}/.edgeft-XXXXXXXXXX") && folder=$(cd "$made" && pwd -P) || exit 1
+[ -n "$boot" ] && printf '%s\n%s\n%s\n' "$boot" "$space" $$ > "$folder/.guard"
 trap '' HUP INT PIPE TERM
 echo "folder $folder"
 cat > /dev/null

@@ -98,7 +98,13 @@ def test_this_machine_is_timed_when_the_others_have_their_package(
             together[0] = near_runs.wait(timeout=10)
             return super().run(job, scratch, on_line)
 
-    for name, device in (("local", Near), ("far", Far), ("broken", None)):
+    class Odd(LocalDevice):
+        place = "odd"
+
+        def run(self, job: Job, scratch: Path, on_line: OnLine) -> dict[str, Any]:
+            raise TypeError("'NoneType' object is not iterable")
+
+    for name, device in (("local", Near), ("far", Far), ("broken", None), ("odd", Odd)):
         monkeypatch.setitem(DEVICES, name, f"{__name__}:{name}")
         monkeypatch.setattr(f"{__name__}.{name}", lambda address, device=device: connected(device), raising=False)
 
@@ -108,8 +114,9 @@ def test_this_machine_is_timed_when_the_others_have_their_package(
         return device()
 
     work = prepare_work(tiny_gguf, None, BenchSettings(prompt_tokens=8, decode_tokens=2, repeats=3), TaskSettings())
-    rows = bench_fleet(["local", "far", "broken"], work, Choice(tmp_path), None)
-    assert [bool(row["decode_tps"]) for row in rows] == [True, True, False]
+    rows = bench_fleet(["local", "far", "broken", "odd"], work, Choice(tmp_path), None)
+    assert [bool(row["decode_tps"]) for row in rows] == [True, True, False, False]
+    assert "TypeError: 'NoneType' object" in rows[3]["error"], "a defect costs its own target alone"
     assert order == ["far has it", "near runs"] and together == [True]
 
 
@@ -173,6 +180,8 @@ def test_rows_to_score_without_any_are_refused(tiny_gguf: Path) -> None:
     [
         (["--like", "pixel-6a", "--strict"], "--strict does not go with --like"),
         (["--target", "local", "--runtime", "torch"], "--runtime does not go with --target"),
+        (["--cpus", "4-7", "--html", "x.html"], "--cpus, --html is for targets"),
+        (["--target", "local", "--html", "nowhere/x.html"], "there is no folder nowhere"),
         (["--sweep", "--like", "pixel-6a", "--target", "local"], "--like, --target does not go with --sweep"),
     ],
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,35 @@ def test_a_command_runs_in_the_private_folder_and_its_code_and_signal_come_back(
         assert killed.code == 137 and "SIGKILL" in reason(killed) and "memory" in hint(killed)
         assert "not there" in hint(device.call(["no-such-program"], heard))
     assert sshd.left_behind() == []
+
+
+def test_what_a_dead_guard_or_an_earlier_boot_left_goes_at_the_next_connection_and_nothing_else(sshd: Sshd) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    space = os.readlink("/proc/self/ns/pid")
+    folders = {}
+    for name, lines in {
+        "rebooted": ["another boot", space, str(os.getpid())],
+        "killed": [boot, space, str(gone.pid)],
+        "guarded": [boot, space, str(os.getpid())],
+        "elsewhere": [boot, "pid:[1]", str(gone.pid)],
+        "unmarked": [],
+    }.items():
+        folders[name] = sshd.home / f".edgeft-{name}"
+        folders[name].mkdir()
+        (folders[name] / "model.gguf").touch()
+        if lines:
+            (folders[name] / ".guard").write_text("\n".join(lines) + "\n")
+    try:
+        with opened(sshd.target()) as device:
+            assert isinstance(device, SshDevice)
+            assert {name for name, folder in folders.items() if folder.exists()} == {"guarded", "elsewhere", "unmarked"}
+            with opened(sshd.target()) as second:
+                assert isinstance(second, SshDevice) and Path(device.folder).exists(), "its guard is alive"
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_native_runner_that_does_not_start_there_gives_way_to_the_next(
