@@ -229,7 +229,10 @@ class BrowserDevice:
         self._processes = []
 
     def _moment(self) -> dict[str, Any]:
-        """The machine now; `own_s` is the CPU time of the browser and of what drives it."""
+        """The machine now; `own_s` is the CPU time of the browser and of what drives it. Of a browser elsewhere nothing
+        is known."""
+        if self._options.cdp:
+            return {}
         own = 0.0
         for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
             with _ended_before():
@@ -240,7 +243,7 @@ class BrowserDevice:
     def _peak(self) -> tuple[int | None, str]:
         """Most resident memory of the process that holds the page, so far, or None with the reason."""
         found: list[int] = []
-        for process in _chromiums():
+        for process in () if self._options.cdp else _chromiums():
             with _ended_before():
                 status = Path(f"/proc/{process.pid}/status")
                 if "--type=renderer" in " ".join(process.cmdline()) and status.is_file():

@@ -57,17 +57,18 @@ def levels_of(target: str) -> tuple[Level, ...]:
 def build_runner(target: str, level: Level, report: Reporter, source: Path | None = None, again: bool = False) -> Path:
     """The folder with the runner for a target at one level, and its record build.json; built if it is not there.
 
-    `source`: llama.cpp's folder, by default out of the package that belongs to the installed llama-cpp-python; `again`
-    builds what is there already. Raises EdgeftError if a tool is missing or the build fails.
+    `source`: llama.cpp's folder, by default out of the package that belongs to the installed llama-cpp-python; with it,
+    or `again`, what is there already is built anew. Raises EdgeftError if a tool is missing or the build fails.
     """
     out = folder_of(target, level)
     log = out.with_name(f"{out.name}.log")
     out.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{out}.lock"):
-        if (out / RECORD).is_file() and not again:
+        if (out / RECORD).is_file() and not again and not source:
             checked(out)
             return out
         tools = _compilers(target, level)
+        origin = str(source) if source else f"llama-cpp-python {llama_cpp_version()}"
         source = source or fetch_source(report)
         _check_source(source)
         partial = out.with_name(f"{out.name}.partial")
@@ -77,14 +78,14 @@ def build_runner(target: str, level: Level, report: Reporter, source: Path | Non
             start = time.monotonic()
             program = _compile(source, Path(work), target, tools, report, log)
             shutil.copy(program, partial / PROGRAM)
-        _write_record(partial, target, level, source, time.monotonic() - start)
+        _write_record(partial, target, level, origin, time.monotonic() - start)
         shutil.rmtree(out, ignore_errors=True)
         partial.rename(out)
         log.unlink()
         return out
 
 
-def _write_record(folder: Path, target: str, level: Level, source: Path, seconds: float) -> None:
+def _write_record(folder: Path, target: str, level: Level, source: str, seconds: float) -> None:
     program = folder / PROGRAM
     record = {
         "target": target,
@@ -92,8 +93,7 @@ def _write_record(folder: Path, target: str, level: Level, source: Path, seconds
         "needs": list(level.needs),
         "sha256": file_sha256(program),
         "bytes": program.stat().st_size,
-        "llama_cpp_python": llama_cpp_version(),
-        "source": str(source),
+        "source": source,
         "settings": {**cmake_settings(target), "mcpu": level.mcpu},
         "seconds": round(seconds, 1),
     }

@@ -184,7 +184,9 @@ class _Bench:
             self.report.note(f"doubtful timings: {mark}")
 
     def _score(self, result: dict[str, Any], jobs: Sequence[Job]) -> None:
-        folder = self.choice.runs / f"target-{self.work.key(self.device.name, jobs)}.partial"
+        folder = (
+            self.choice.runs / f"target-{self.work.key(self.device.name, result['host'].get('build'), jobs)}.partial"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         start = time.perf_counter()
         parts = [self._part(folder / f"part-{number:04}.json", number, job) for number, job in enumerate(jobs)]

@@ -57,9 +57,9 @@ class Work:
             for start in range(0, len(rows), PART_ROWS)
         ]
 
-    def key(self, target: str, jobs: Sequence[Job]) -> str:
-        """Of the answers to these jobs on a target."""
-        return digest_of([self.digest, target, [job.text() for job in jobs]])[:16]
+    def key(self, target: str, build: str | None, jobs: Sequence[Job]) -> str:
+        """Of the answers to these jobs on a target, by this build of its runtime."""
+        return digest_of([self.digest, target, build, [job.text() for job in jobs]])[:16]
 
 
 def prepare(package: Path, rows: Rows | None, settings: BenchSettings, task: TaskSettings) -> Work:

@@ -112,3 +112,8 @@ def test_what_was_measured_is_not_lost_if_something_stays_on_the_device(
     opens(Unplugged)
     found = bench_on("far", work, Choice(tmp_path), Reporter("far", stream=sys.stderr))
     assert found["row"]["decode_tps"] and "its folder may still be there; remove it" in capsys.readouterr().err
+
+
+def test_answers_of_another_build_are_not_taken_for_those_of_this_one(work: Work) -> None:
+    keys = {work.key(target, build, []) for target in ("ssh:a", "ssh:b") for build in ("armv8.2", "armv9")}
+    assert len(keys) == 4

@@ -156,3 +156,23 @@ def test_the_source_of_the_constraints_version_is_pinned_and_no_other_is_fetched
     monkeypatch.setattr(build, "llama_cpp_version", lambda: "0.0.1")
     with pytest.raises(EdgeftError, match=r"no sha256 of the source of llama-cpp-python==0\.0\.1"):
         build.fetch_source(Reporter("build"))
+
+
+def test_a_source_of_ones_own_is_built_though_a_runner_is_there_and_the_record_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = [tmp_path / "pinned", tmp_path / "own"]
+
+    def compiled(source: Path, work: Path, *given: object) -> Path:
+        (work / "runner").write_bytes(source.name.encode())
+        return work / "runner"
+
+    monkeypatch.setattr(build, "_compilers", lambda *given: [])
+    monkeypatch.setattr(build, "_check_source", lambda source: None)
+    monkeypatch.setattr(build, "_compile", lambda source, work, target, tools, report, log: (
+        log.touch(), compiled(source, work))[1])  # fmt: skip
+    monkeypatch.setattr(build, "fetch_source", lambda report: sources[0])
+    for own, said in ((None, f"llama-cpp-python {build.llama_cpp_version()}"), (sources[1], str(sources[1]))):
+        folder = build.build_runner(NATIVE, Level(NATIVE), Reporter("build"), source=own)
+        assert (folder / native.PROGRAM).read_bytes() == (own or sources[0]).name.encode()
+        assert json.loads((folder / native.RECORD).read_text())["source"] == said

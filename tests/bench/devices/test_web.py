@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeft.bench.devices.browser import Options, parse_options
+from edgeft.bench.devices.browser import BrowserDevice, Options, parse_options
 from edgeft.bench.devices.device import DeviceError
+from edgeft.bench.devices.measure import moment_of
 from edgeft.bench.devices.partial import completed
 from edgeft.bench.devices.web_runtimes import RECORD, Runtime, integrity_of, unpack
 from edgeft.bench.devices.web_server import served
@@ -145,3 +146,10 @@ def test_what_wllama_leaves_out_is_filled_in_so_that_the_divergence_is_that_of_w
     whole, told = (compare(reference, logits, next_ids) for logits in (log_q, filled))
     assert 0.5 * whole.kl_mean < told.kl_mean <= whole.kl_mean
     assert told.top1 == whole.top1
+
+
+def test_of_a_browser_elsewhere_this_machines_clock_and_memory_are_not_told() -> None:
+    device = BrowserDevice("browser:cdp=http://a", Options(cdp="http://a"))
+    assert device._moment() == {}
+    assert device._peak()[0] is None and "cannot be read from here" in device._peak()[1]
+    assert set(vars(moment_of({})).values()) == {None}
