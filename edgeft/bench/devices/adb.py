@@ -48,13 +48,18 @@ def run_adb(adb: str, arguments: Sequence[str], timeout_s: float = TIMEOUT_S) ->
         ) from None
 
 
-def phones(adb: str) -> dict[str, str]:
-    """{serial: state} of all that adb sees. Raises DeviceError if its server cannot be reached or started."""
-    listed = run_adb(adb, ["devices"])
+def listing(adb: str, options: Sequence[str] = (), timeout_s: float = TIMEOUT_S) -> str:
+    """What `adb devices` prints. Raises DeviceError if its server cannot be reached or started."""
+    listed = run_adb(adb, ["devices", *options], timeout_s)
     if listed.returncode != 0:
         said = (listed.stderr.strip() or listed.stdout.strip()).splitlines()
         raise DeviceError(f"adb does not work: {said[-1] if said else f'code {listed.returncode}'}", "adb kill-server")
-    return phones_in(listed.stdout)
+    return listed.stdout
+
+
+def phones(adb: str) -> dict[str, str]:
+    """{serial: state} of all that adb sees. Raises DeviceError as `listing` does."""
+    return phones_in(listing(adb))
 
 
 def phones_in(listing: str) -> dict[str, str]:

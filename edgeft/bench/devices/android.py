@@ -27,7 +27,8 @@ from edgeft.bench.devices.shell import MODEL_NAME, RUNNER_NAME, Exit, check_runn
 
 ROOM = "/data/local/tmp"
 ARGV = (f"./{RUNNER_NAME}", MODEL_NAME)
-_IN_USE: set[str] = set()  # this process's folders on phones that it is connected to
+_IN_USE: dict[str, str] = {}  # this process's folders on phones that it measures -> serial
+_CONNECTED: set[str] = set()  # serials that this process told adb to connect to
 PID = "pid"  # file with the number of the process that was started last
 CUT = 255  # adb's exit code if the connection ends before the command
 SPARE_BYTES = 32 << 20  # that must stay free beside what is sent: logits, results
@@ -45,13 +46,13 @@ def open_android(address: str) -> AndroidDevice:
     """
     adb = find_adb()
     seen = phones(adb)
-    connected = is_address(address) and seen.get(address) != READY
-    if connected:
+    if is_address(address) and seen.get(address) != READY:
         said = run_adb(adb, ["connect", address]).stdout.strip()
         seen = phones(adb)
         if address not in seen:
             raise DeviceError(f"adb cannot reach {address}: {said}", "look at the address in Wireless debugging")
-    device = AndroidDevice(adb, chosen(seen, address), connected)
+        _CONNECTED.add(address)
+    device = AndroidDevice(adb, chosen(seen, address))
     with cleaned_up_after_errors(device):
         device.prepare()
     return device
@@ -64,10 +65,10 @@ class AndroidDevice:
     emulated = False
     formats = frozenset({"gguf"})
 
-    def __init__(self, adb: str, serial: str, connected: bool = False) -> None:
+    def __init__(self, adb: str, serial: str) -> None:
         self.name = self.place = f"android:{serial}"
         self.folder = f"{ROOM}/{private_name()}"
-        self._adb, self._serial, self._connected = adb, serial, connected
+        self._adb, self._serial = adb, serial
         self._children = Children(self.name)
         self._there = False  # whether the folder may be there
         self._better: str | None = None  # see `native.better_runner`
@@ -77,7 +78,7 @@ class AndroidDevice:
         if "shell_v2" not in run_adb(self._adb, ["-s", self._serial, "features"]).stdout.split():
             raise DeviceError(f"{self.name}: the phone tells no exit codes", "Android 7 or newer is needed")
         self._there = True
-        _IN_USE.add(self.folder)
+        _IN_USE[self.folder] = self._serial
         made = self._shell(shlex.join(["mkdir", "-m", "700", self.folder]))
         if made.code != 0:
             raise DeviceError(f"{self.name}: cannot make {self.folder}: {made.stderr.strip()}", _hint(made.stderr))
@@ -129,13 +130,14 @@ class AndroidDevice:
         if not self._there:
             return
         self._children.go_on()
-        _IN_USE.discard(self.folder)
+        _IN_USE.pop(self.folder, None)
         try:
             gone = self._shell(removal(self.folder)).code == 0
         except DeviceLost:
             gone = False
-        if self._connected:
+        if self._serial in _CONNECTED and self._serial not in _IN_USE.values():  # the last one that uses it
             run_adb(self._adb, ["disconnect", self._serial])
+            _CONNECTED.discard(self._serial)
         if not gone:
             raise DeviceError(
                 f"{self.name}: {self.folder} may still be on the phone",

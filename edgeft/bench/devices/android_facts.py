@@ -59,13 +59,14 @@ def battery_of(text: str) -> dict[str, Any] | None:
         return None
     number = {key: int(value) for key, value in values.items() if value.lstrip("-").isdigit()}
     tenths = number.get("temperature")
-    plugged_in = any(key.endswith(" powered") and value == "true" for key, value in values.items())  # full, or held
+    # A phone on a cable may be full, held at a limit, or even empty itself through a weak port.
+    plugged_in = any(key.endswith(" powered") and value == "true" for key, value in values.items())
     return {
         "percent": round(100 * number["level"] / (number.get("scale") or 100)) if "level" in number else None,
         "temperature_c": None if tenths is None else tenths / 10,
         "current_ma": None,
         "voltage_mv": number.get("voltage"),
-        "charging": number["status"] in (CHARGING, FULL) or plugged_in if "status" in number else None,
+        "charging": plugged_in or (number["status"] in (CHARGING, FULL) if "status" in number else None),
     }
 
 
@@ -104,7 +105,7 @@ def energy(trace: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, An
     steps = [step for sample in samples for step in sample["decode_s"]]
     reason = None
     if charging:
-        reason = "the phone is charging: what the battery gives is not what the phone takes"
+        reason = "the phone is charging or on a cable: what the battery gives is not what the phone takes"
     elif not powers or not steps:
         reason = NO_CURRENT
     elif max(abs(at["current_ua"] or 0) for at in trace) < LEAST_UA:

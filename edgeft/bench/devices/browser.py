@@ -2,7 +2,8 @@
 
 A target is `browser`, or `browser:` with options: `threads=1` instead of the job's, `cpu=4x` for a quarter of the CPU
 time, `cdp=http://localhost:9222` for a browser that runs already (a phone's through `adb forward`), `port=8123` for the
-page's port (which `adb reverse` brings to the phone).
+page's port (which `adb reverse` brings to the phone). Nobody knows on which machine a browser behind `cdp=` computes:
+it is measured while no other target is, and nothing is told of this machine's clock, heat and memory.
 
 DevTools' own CPU throttling slows the page's main thread and not its workers, where models run: `cpu=` sets a quota on
 all processes of the browser instead.
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ FLAGS = (
 )  # fmt: skip
 OPTIONS = "threads=N, cpu=4x, cdp=URL, port=N"
 START_S = 30.0
+GONE = (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError)  # a process that has ended
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,11 @@ class BrowserDevice:
 
     def __init__(self, name: str, options: Options) -> None:
         self.name, self._options = name, options
-        self.place = options.cdp or HERE
+        self.place = "" if options.cdp else HERE  # '': nobody knows
         self._chromium = None if options.cdp else find_chromium()
         self._files: dict[str, Path] = {}
         self._processes: list[psutil.Process] = []
+        self._driver: psutil.Process | None = None  # what started the browser, if edgeft did
         self._stopped = False
 
     def probe(self) -> dict[str, Any]:
@@ -192,12 +196,14 @@ class BrowserDevice:
                 page = context.new_page()
                 stack.callback(page.close)
             else:
-                flags = [*FLAGS, *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]
+                mark = f"--edgeft={secrets.token_hex(8)}"  # Chromium passes over it; it tells our browser from others
+                flags = [*FLAGS, mark, *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else [])]
                 browser = play.chromium.launch(executable_path=self._chromium, headless=True, args=flags)
-                stack.callback(self._end)
+                stack.callback(self.clean_up)
                 stack.callback(browser.close)
                 page = browser.new_context(**play.devices[VIEWPORT]).new_page()
-                self._processes = _chromiums()
+                program = _started_with(mark)
+                self._driver, self._processes = program.parent(), _tree(program)
                 if group:
                     enter(group, [process.pid for process in self._processes])
             page.set_default_timeout(0)
@@ -213,20 +219,18 @@ class BrowserDevice:
 
     def stop(self) -> None:
         self._stopped = True
-        for process in self._processes:
-            with _ended_before():
-                process.kill()
+        self._kill()
 
     def clean_up(self) -> None:
         """End what is left of the browser."""
-        self._end()
-
-    def _end(self) -> None:
-        for process in self._processes:
-            with _ended_before():
-                process.kill()
+        self._kill()
         psutil.wait_procs(self._processes, timeout=5)
         self._processes = []
+
+    def _kill(self) -> None:
+        for process in self._processes:
+            with suppress(*GONE):
+                process.kill()
 
     def _moment(self) -> dict[str, Any]:
         """The machine now; `own_s` is the CPU time of the browser and of what drives it. Of a browser elsewhere nothing
@@ -234,8 +238,8 @@ class BrowserDevice:
         if self._options.cdp:
             return {}
         own = 0.0
-        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
-            with _ended_before():
+        for process in [psutil.Process(), *_tree(self._driver)]:
+            with suppress(*GONE):
                 times = process.cpu_times()
                 own += times.user + times.system
         return {**asdict(look()), "own_s": own}
@@ -243,8 +247,8 @@ class BrowserDevice:
     def _peak(self) -> tuple[int | None, str]:
         """Most resident memory of the process that holds the page, so far, or None with the reason."""
         found: list[int] = []
-        for process in () if self._options.cdp else _chromiums():
-            with _ended_before():
+        for process in _tree(self._driver):
+            with suppress(*GONE):
                 status = Path(f"/proc/{process.pid}/status")
                 if "--type=renderer" in " ".join(process.cmdline()) and status.is_file():
                     lines = status.read_text("ascii", errors="replace").splitlines()
@@ -264,22 +268,20 @@ class BrowserDevice:
         return DeviceError(f"{self.name}: {text}", "open the page by hand to see more, or export the package again")
 
 
-@contextmanager
-def _ended_before() -> Iterator[None]:
-    try:
-        yield
-    except (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-        return
-
-
-def _chromiums() -> list[psutil.Process]:
-    """The browser's processes below this one."""
-    found = []
+def _started_with(mark: str) -> psutil.Process:
+    """The process below this one that has `mark` among its arguments. Raises DeviceError if it is gone."""
     for process in psutil.Process().children(recursive=True):
-        with _ended_before():
-            if "chrom" in process.name().lower():
-                found.append(process)
-    return found
+        with suppress(*GONE):
+            if mark in process.cmdline():
+                return process
+    raise DeviceError("browser: it ended as soon as it had started", "open it by hand to see why")
+
+
+def _tree(root: psutil.Process | None) -> list[psutil.Process]:
+    """A process and all below it; nothing if it is gone."""
+    with suppress(*GONE):
+        return [root, *root.children(recursive=True)] if root else []
+    return []
 
 
 def _version_of(chromium: Path | None) -> str:

@@ -35,7 +35,7 @@ class Device(Protocol):
 
     @property
     def place(self) -> str:
-        """What two targets must not share while they measure: a machine. `HERE` for this one."""
+        """What two targets must not share while they measure: a machine. `HERE` for this one, '' if nobody knows."""
 
     @property
     def formats(self) -> frozenset[str]:

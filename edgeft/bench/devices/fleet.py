@@ -1,16 +1,16 @@
 """Several targets at once: those on different machines together, those on one machine in turns.
 
-Those on this machine begin when the others have their package: sending one takes this machine's time."""
+Those on this machine begin when the others have their package: sending one takes this machine's time. A target whose
+`place` is '' may be on any machine, a phone's browser on the phone beside it: it is measured while no other is."""
 
 from __future__ import annotations
 
 import signal
 import threading
 import traceback
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, TextIO
 
@@ -44,16 +44,13 @@ class Fleet:
     """What runs where. This machine's work for a target counts as a use of this machine."""
 
     def __init__(self) -> None:
-        self._places: dict[str, threading.RLock] = defaultdict(threading.RLock)
+        self.here = threading.RLock()  # held by what works on this machine
         self._lock = threading.Lock()
-        self._sent = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
+        self._taken: list[str] = []  # places
         self._unsent = 0
         self._open: list[Device] = []
         self._stopped = False
-
-    def place(self, name: str) -> threading.RLock:
-        with self._lock:
-            return self._places[name]
 
     def sending(self) -> Callable[[], None]:
         """To be called for every target before any begins; calls of what it gives, after the first, do nothing."""
@@ -61,22 +58,40 @@ class Fleet:
         waiting = [True]
 
         def sent() -> None:
-            with self._sent:
+            with self._changed:
                 self._unsent -= waiting[0]
                 waiting[0] = False
-                self._sent.notify_all()
+                self._changed.notify_all()
 
         return sent
 
     @contextmanager
     def holding(self, device: Device, sent: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """One device at a time on a machine; one on this machine waits until all others are `sent`."""
-        if device.place == HERE:
+        """One device at a time on a machine; one that may be on this machine waits until all others are `sent`."""
+        near = device.place in (HERE, "")
+        if near:
             sent()
-            with self._sent:
-                self._sent.wait_for(lambda: self._stopped or not self._unsent)
-        with self.place(device.place), self._known(device):
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopped or not self._unsent)
+        with self._turn(device.place), self.here if near else nullcontext(), self._known(device):
             yield
+
+    @contextmanager
+    def _turn(self, place: str) -> Iterator[None]:
+        """Takes the place when nobody has it; '' when nobody has any."""
+
+        def free() -> bool:
+            return not self._taken if not place else not {place, ""} & set(self._taken)
+
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopped or free())
+            self._taken.append(place)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken.remove(place)
+                self._changed.notify_all()
 
     @contextmanager
     def _known(self, device: Device) -> Iterator[None]:
@@ -94,7 +109,7 @@ class Fleet:
         """End what runs on all devices; none begins any more."""
         with self._lock:
             self._stopped = True
-            self._sent.notify_all()
+            self._changed.notify_all()
             running = list(self._open)
         for device in running:
             device.stop()
@@ -111,7 +126,7 @@ def bench_fleet(targets: Sequence[str], work: Work, choice: Choice, stream: Text
         plain: Any = Plain(stream) if stream and len(targets) > 1 else stream
         report = Reporter(target, stream=plain)
         try:
-            found = bench_on(target, work, choice, report, fleet.place(HERE), partial(fleet.holding, sent=sent), sent)
+            found = bench_on(target, work, choice, report, fleet.here, partial(fleet.holding, sent=sent), sent)
         except EdgeftError as error:
             report.note(f"failed: {error}")
             return failed(target, work, error)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from edgeft.bench.devices.adb import find_adb, run_adb
+from edgeft.bench.devices.adb import find_adb, listing
 from edgeft.bench.devices.device import DeviceError
 from edgeft.bench.host import host_facts
 
@@ -61,20 +61,20 @@ def _phones() -> list[Found]:
     except DeviceError as error:
         return [("android:SERIAL", "no adb", error.hint)]
     try:
-        phones = phones_in(run_adb(adb, ["devices", "-l"], ADB_S).stdout)
-    except DeviceError:
-        return [("android:SERIAL", "adb hangs", "adb kill-server, then try again")]
+        phones = phones_in(listing(adb, ["-l"], ADB_S))
+    except DeviceError as error:
+        return [("android:SERIAL", "adb fails", f"{error.message}: adb kill-server, then try again")]
     return phones or [("android:SERIAL", "no phone", "plug one in and allow USB debugging on its screen")]
 
 
-def phones_in(listing: str) -> list[Found]:
+def phones_in(listed: str) -> list[Found]:
     """The lines of `adb devices -l`."""
     advice = {
         "unauthorized": "allow USB debugging on its screen", "offline": "plug it in again",
         "no permissions": "give your user access to USB devices",
     }  # fmt: skip
     found = []
-    for line in listing.splitlines()[1:]:
+    for line in listed.splitlines()[1:]:
         serial, *words = line.split()[:1] + line.split()[1:] or [""]
         if words and not serial.startswith("*"):
             named = dict(word.split(":", 1) for word in words[1:] if ":" in word)

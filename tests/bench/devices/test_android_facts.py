@@ -74,6 +74,7 @@ def test_a_battery_has_level_heat_voltage_and_whether_it_charges() -> None:
     assert on_battery and (on_battery["charging"], on_battery["percent"]) == (False, 50)
     held = BATTERY.replace("status: 2", "status: 4")  # a charge limit: not charging, and fed by the cable
     assert "USB powered: true" in held and (battery_of(held) or {})["charging"] is True
+    assert (battery_of(held.replace("  status: 4\n", "")) or {})["charging"] is True
     assert battery_of("Can't find service: battery") is None
 
 

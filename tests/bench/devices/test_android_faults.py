@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.bench.devices import android
+from edgeft.bench.devices import android, scan
 from edgeft.bench.devices.android import AndroidDevice
 from edgeft.bench.devices.device import DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import Job
@@ -26,6 +26,14 @@ case "$1" in
   shell) sh -c "$2"; code=$?; [ -e "@/gone" ] && exit 255; exit $code;;
   push) cp "$2" "$3";;
   pull) cp "$2" "$3";;
+esac
+"""
+NETWORK = r"""#!/bin/sh
+case "$1" in
+  connect) touch "@/connected";;
+  disconnect) rm "@/connected";;
+  devices) echo 'List of devices attached'; [ ! -e "@/connected" ] || printf '10.0.0.7:5555\tdevice\n';;
+  *) exec "@/cable" "$1" "$2" "$3" "$4" "$5";;
 esac
 """
 RUNNER = '#!/bin/sh\n[ "$1" = --version ] && echo \'{"runner": 1}\' && exit\ntouch "@/gone"\n'
@@ -87,6 +95,32 @@ def test_one_phone_under_two_names_is_measured_once_at_a_time_and_keeps_both_fol
         assert first.place == second.place == "android:39281FDJ"
         assert len(list(room.iterdir())) == 2, "the second connection took the first one's folder"
     assert list(room.iterdir()) == []
+
+
+def test_a_phone_over_a_network_stays_connected_until_the_last_target_is_done(room: Path, tmp_path: Path) -> None:
+    connected = tmp_path / "connected"
+    program(tmp_path / "cable", ADB)
+    program(tmp_path / "adb", NETWORK)
+    with opened("android:10.0.0.7:5555") as first, opened("android:") as second:
+        assert first.name == second.name and connected.exists()
+        first.clean_up()
+        assert connected.exists(), "the first target cut the second one's connection"
+    assert not connected.exists() and list(room.iterdir()) == []
+
+
+def test_the_folder_of_another_process_that_lives_stays(room: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as living:
+        folder = room / f"{OURS}{living.pid}-00ff00ff"
+        folder.mkdir()
+        with opened("android:S1"):
+            assert folder.exists()
+
+
+def test_the_scan_tells_why_adb_does_not_work(room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "adb", "#!/bin/sh\necho 'cannot bind to 127.0.0.1:5037' >&2\nexit 1\n")
+    monkeypatch.setattr(scan, "find_adb", lambda: str(tmp_path / "adb"))
+    [(_, state, what)] = [line for line in scan.scan() if line[0].startswith("android")]
+    assert state == "adb fails" and "cannot bind" in what
 
 
 def test_an_adb_that_does_not_work_is_no_missing_phone(room: Path, tmp_path: Path) -> None:

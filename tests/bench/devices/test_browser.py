@@ -11,9 +11,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
+import psutil
 import pytest
 
-from edgeft.bench.devices.browser import find_chromium
+from edgeft.bench.devices.browser import BrowserDevice, _tree, find_chromium, parse_options
 from edgeft.bench.devices.device import DeviceError, DeviceLost, opened
 from edgeft.bench.devices.job import ForcedJob, Job, RowJob, SpeedJob
 from edgeft.bench.devices.partial import completed
@@ -93,6 +94,22 @@ def users_browser(tmp_path: Path, playing: None) -> Iterator[tuple[subprocess.Po
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_browser_beside_the_one_that_edgeft_starts_is_neither_read_nor_ended(
+    tmp_path: Path, tiny_gguf: Path, users_browser: tuple[subprocess.Popen[bytes], str]
+) -> None:
+    process, _ = users_browser
+    theirs = {one.pid for one in psutil.Process(process.pid).children(recursive=True)} | {process.pid}
+    device = BrowserDevice("browser", parse_options(""))
+    with device._page(1):
+        ours = {one.pid for one in _tree(device._driver)}
+        assert not ours & theirs and device._peak()[0] and device._moment()["own_s"] > 0
+    device.clean_up()
+    assert process.poll() is None
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in ours)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from edgeft.bench.accuracy import assess, evaluate, prepare
+from edgeft.bench.devices.browser import BrowserDevice, parse_options
 from edgeft.bench.devices.device import DEVICES, HERE, DeviceError, OnLine
 from edgeft.bench.devices.fleet import Fleet, bench_fleet
 from edgeft.bench.devices.job import Job, RowJob, SpeedJob, job_of
@@ -58,6 +59,28 @@ def test_devices_on_one_machine_take_turns_and_others_do_not_wait() -> None:
     for thread in (*here, *away):
         thread.join()
     assert most[0] == 1 and most[1] == 3
+
+
+def test_a_browser_that_may_be_on_any_machine_is_measured_while_no_other_target_is() -> None:
+    fleet: Any = Fleet()
+    running: list[str] = []
+    together: list[list[str]] = []
+
+    def hold(name: str, place: str) -> None:
+        with fleet.holding(Place(name, place)):
+            running.append(name)
+            together.append(list(running))
+            time.sleep(0.05)
+            running.remove(name)
+
+    targets = [("here", HERE), ("phone", "android:A"), ("cdp 1", ""), ("phone again", "android:A"), ("cdp 2", "")]
+    threads = [threading.Thread(target=hold, args=target) for target in targets]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(together) == 5 and all(len(names) == 1 for names in together if "cdp" in " ".join(names))
+    assert BrowserDevice("browser:cdp=http://a", parse_options("cdp=http://a")).place == ""
 
 
 def test_a_stopped_fleet_ends_what_runs_and_begins_nothing() -> None:
